@@ -1,0 +1,53 @@
+"""A real server over HTTP, one for the session, with its folders in a temporary place."""
+
+import copy
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tools.comfy_server import Client, comfy_server, find_comfyui  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    # The classic cache forgets what the last graph did not use, so that going back to an earlier one computes it again.
+    with comfy_server(find_comfyui(), tmp_path_factory.mktemp("server"), ["--cache-classic"]) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def bundled_graph(client: Client) -> dict:
+    graph = json.loads((ROOT / "workflows" / "api" / "zerocon_toy.json").read_text(encoding="utf-8"))
+    picture = client.upload(ROOT / "assets" / "toy_scene.png")
+    for node in graph.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = picture
+    return graph
+
+
+@pytest.fixture
+def toy_graph(bundled_graph: dict) -> dict:
+    """The shipped workflow, free to be changed by the test."""
+    return copy.deepcopy(bundled_graph)
+
+
+@pytest.fixture
+def pictures(client: Client) -> Callable[[dict], dict[str, list[np.ndarray]]]:
+    """Runs a graph; returns the pictures of its output nodes, by node id."""
+
+    def decode(image: dict) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(client.view(image))))
+
+    def run(graph: dict, on_event: Callable[[str, dict], None] = lambda kind, data: None) -> dict[str, list[np.ndarray]]:
+        return {name: [*map(decode, output["images"])] for name, output in client.run(graph, on_event).items()}
+
+    return run

@@ -1,0 +1,95 @@
+"""What a user of the page gets, over HTTP from a server of its own process."""
+
+import json
+import re
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tools.comfy_server import LOAD_FAILURE, PACK_NAME, PromptError
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+
+
+def of_type(graph: dict, class_type: str) -> dict:
+    """The inputs of the one node of this type."""
+    [node] = [node for node in graph.values() if node["class_type"] == class_type]
+    return node["inputs"]
+
+
+def same(ours: dict[str, list[np.ndarray]], theirs: dict[str, list[np.ndarray]]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        np.array_equal(a, b) for name in ours for a, b in zip(ours[name], theirs[name], strict=True)
+    )
+
+
+def test_pack_loads_without_a_word(client):
+    mentions = [line for line in client.log().splitlines() if PACK_NAME in line or str(ROOT) in line]
+    # The host's table of import times is the only place where the pack may show up.
+    assert [line for line in mentions if not re.match(r"\s*[\d.]+ seconds: ", line)] == []
+    assert len(mentions) == 1 and not LOAD_FAILURE.search(mentions[0])
+
+
+def test_every_node_is_listed_with_a_tooltip_on_every_input(client):
+    nodes = {name: node for name, node in client.object_info().items() if PACK_NAME in node["python_module"]}
+    assert "ZeroConDDIMInvert" in nodes
+    for name, node in nodes.items():
+        assert name.startswith("ZeroCon") and node["category"].startswith("ZeroCon") and node["description"]
+        inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+        assert [key for key, (_, *options) in inputs.items() if not options or not options[0].get("tooltip")] == [], name
+        assert all(node["output_tooltips"]), name
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_is_offered_as_a_template(client, workflow):
+    assert workflow.stem in client.get("/workflow_templates")[PACK_NAME]
+    served = client.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{urllib.parse.quote(workflow.name)}")
+    assert json.loads(served) == json.loads(workflow.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md")))
+def test_help_page_is_served(client, name):
+    assert name in client.object_info()
+    assert client.get_bytes(f"/extensions/{PACK_NAME}/docs/{name}.md").startswith(b"#")
+
+
+def test_same_seed_gives_the_same_bits_after_another_job(toy_graph, pictures):
+    first = pictures(toy_graph)
+    assert first and all(picture.std() > 0 for node in first.values() for picture in node)
+    guidance = of_type(toy_graph, "ZeroConPatchNCEGuidance")
+    guidance["seed"] += 1
+    assert not same(pictures(toy_graph), first)
+    guidance["seed"] -= 1
+    cached = []
+    again = pictures(toy_graph, lambda kind, data: cached.extend(data["nodes"]) if kind == "execution_cached" else None)
+    assert same(again, first)
+    assert "SamplerCustomAdvanced" not in {toy_graph[node]["class_type"] for node in cached}
+
+
+def test_bad_value_is_refused_in_one_sentence_and_the_queue_goes_on(client, toy_graph, pictures):
+    of_type(toy_graph, "ZeroConDDIMInvert")["steps"] = 0
+    with pytest.raises(PromptError, match=r"^ZeroConDDIMInvert: Value 0 smaller than min of 1 \(steps\)$"):
+        client.run(toy_graph)
+    of_type(toy_graph, "ZeroConDDIMInvert")["steps"] = 2
+    assert pictures(toy_graph)
+
+
+def test_cancelling_in_the_middle_leaves_the_queue_usable(client, toy_graph, pictures):
+    guidance = of_type(toy_graph, "ZeroConPatchNCEGuidance")
+    expected = pictures(toy_graph)
+    guidance["seed"] += 1
+    steps = []
+
+    def cancel_early(kind: str, data: dict) -> None:
+        if kind == "progress" and not steps:
+            steps.append(data)
+            client.interrupt()
+
+    with pytest.raises(PromptError, match="interrupted"):
+        client.run(toy_graph, cancel_early)
+    assert steps[0]["value"] < steps[0]["max"]
+    guidance["seed"] -= 1
+    assert same(pictures(toy_graph), expected)
