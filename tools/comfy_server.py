@@ -1,4 +1,4 @@
-"""A real ComfyUI server with this pack in it, and a client for its HTTP and websocket interface. Standard library only."""
+"""A real ComfyUI server with this pack in it, and a client for its HTTP and websocket. Standard library only."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def comfyui_version(comfyui: Path) -> str:
 
 
 def link_pack(base: Path) -> None:
-    """Make the repository appear as a custom node under the base directory, as a link: never a copy that can go stale."""
+    """Make the repository appear as a custom node under `base`: a link, as a copy would go stale."""
     link = base / "custom_nodes" / PACK_NAME
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.exists():
@@ -128,7 +128,7 @@ class Client:
         self._address = ("127.0.0.1", port)
 
     def log(self) -> str:
-        return self.log_path.read_text(encoding="utf-8", errors="replace")
+        return re.sub(r"\x1b\[[0-9;]*m", "", self.log_path.read_text(encoding="utf-8", errors="replace"))  # no colours
 
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join(self.log().splitlines()[-lines:])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CORE_MAY_USE = {"torch", "einops", "numpy", "transformers", "safetensors", "PIL", "typing_extensions"} | set(sys.stdlib_module_names)
-NODES_MAY_USE = CORE_MAY_USE | {"comfy_api"}
+CORE_MAY_USE = {"torch", "einops", "numpy", "transformers", "safetensors", "PIL"} | set(sys.stdlib_module_names)
+NODES_MAY_USE = CORE_MAY_USE | {"comfy_api", "typing_extensions"}
 
 CORE = sorted((ROOT / "zerocon_core").rglob("*.py"))
 BRIDGE = sorted((ROOT / "nodes" / "bridge").rglob("*.py"))

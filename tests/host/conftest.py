@@ -33,10 +33,9 @@ def import_host() -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import server
-    import utils.extra_config  # noqa: F401  before `nodes`, which makes the host's own comfy/utils.py hide it
-
+    importlib.import_module("utils.extra_config")  # before `nodes`, after which comfy/utils.py hides it
     import nodes
+    import server
 
     loop = asyncio.new_event_loop()
     server.PromptServer(loop)  # node files look for its instance when they are imported
@@ -126,7 +125,7 @@ class GraphRun:
 
 @pytest.fixture
 def run_graph() -> Callable[..., GraphRun]:
-    """`run_graph(graph, values)` executes a graph in API format; calls in one test share the host's cache of outputs."""
+    """`run_graph(graph, values)` executes a graph in API format; calls in one test share the host's output cache."""
     import execution
 
     server = RecordingServer()
@@ -170,7 +169,6 @@ import_pack()
 
 def register_test_nodes() -> None:
     import comfy.utils
-
     import nodes
 
     nodes.NODE_CLASS_MAPPINGS.update(TestValue=TestValue, TestCapture=TestCapture)

@@ -1,9 +1,8 @@
 """The pack as the host's registry sees it, and the harness of this tier."""
 
+import nodes
 import pytest
 import torch
-
-import nodes
 
 PACK = {name: node for name, node in nodes.NODE_CLASS_MAPPINGS.items() if node.__module__.startswith("zerocon_pack.")}
 

@@ -41,13 +41,14 @@ def toy_graph(bundled_graph: dict) -> dict:
 
 
 @pytest.fixture
-def pictures(client: Client) -> Callable[[dict], dict[str, list[np.ndarray]]]:
+def pictures(client: Client) -> Callable[..., dict[str, list[np.ndarray]]]:
     """Runs a graph; returns the pictures of its output nodes, by node id."""
 
     def decode(image: dict) -> np.ndarray:
         return np.asarray(Image.open(io.BytesIO(client.view(image))))
 
-    def run(graph: dict, on_event: Callable[[str, dict], None] = lambda kind, data: None) -> dict[str, list[np.ndarray]]:
-        return {name: [*map(decode, output["images"])] for name, output in client.run(graph, on_event).items()}
+    def run(graph: dict, *on_event: Callable[[str, dict], None]) -> dict[str, list[np.ndarray]]:
+        outputs = client.run(graph, *on_event)
+        return {name: [*map(decode, output["images"])] for name, output in outputs.items() if "images" in output}
 
     return run

@@ -27,10 +27,10 @@ def same(ours: dict[str, list[np.ndarray]], theirs: dict[str, list[np.ndarray]])
 
 
 def test_pack_loads_without_a_word(client):
-    mentions = [line for line in client.log().splitlines() if PACK_NAME in line or str(ROOT) in line]
-    # The host's table of import times is the only place where the pack may show up.
-    assert [line for line in mentions if not re.match(r"\s*[\d.]+ seconds: ", line)] == []
-    assert len(mentions) == 1 and not LOAD_FAILURE.search(mentions[0])
+    start = client.log().split("Starting server")[0]
+    # The only line about the pack is that of the host's table of import times.
+    [line] = [line for line in start.splitlines() if PACK_NAME in line]
+    assert re.search(r"\d seconds: ", line) and not LOAD_FAILURE.search(start)
 
 
 def test_every_node_is_listed_with_a_tooltip_on_every_input(client):
@@ -38,8 +38,9 @@ def test_every_node_is_listed_with_a_tooltip_on_every_input(client):
     assert "ZeroConDDIMInvert" in nodes
     for name, node in nodes.items():
         assert name.startswith("ZeroCon") and node["category"].startswith("ZeroCon") and node["description"]
-        inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
-        assert [key for key, (_, *options) in inputs.items() if not options or not options[0].get("tooltip")] == [], name
+        inputs = node["input"].get("required", {}) | node["input"].get("optional", {})
+        untold = [key for key, (_, *options) in inputs.items() if not (options and options[0].get("tooltip"))]
+        assert untold == [], name
         assert all(node["output_tooltips"]), name
 
 
