@@ -1,0 +1,20 @@
+"""The nodes, one file a stage of the pipeline."""
+
+from .attention_hooked_unet import AttentionHookedUNet
+from .auto_caption import AutoCaption
+from .ddim_invert import DDIMInvert
+from .edit_direction import EditDirection, LoadEditDirection, SaveEditDirection
+from .patchnce_guidance import PatchNCEGuidance
+from .toy_world import ToyScene, ToyWorld
+
+NODES = [
+    AutoCaption,
+    EditDirection,
+    SaveEditDirection,
+    LoadEditDirection,
+    DDIMInvert,
+    AttentionHookedUNet,
+    PatchNCEGuidance,
+    ToyWorld,
+    ToyScene,
+]

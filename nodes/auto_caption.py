@@ -1,0 +1,36 @@
+import torch
+from comfy_api.latest import io
+
+from .bridge.captioner import caption
+from .bridge.files import captioner_names
+
+
+class AutoCaption(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConAutoCaption",
+            display_name="Auto Caption",
+            category="ZeroCon",
+            description="Describes images in words, one caption an image.",
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("image", tooltip="One image or a batch."),
+                io.Combo.Input(
+                    "captioner", options=captioner_names(),
+                    tooltip="toy world: bundled, for the toy world's images only. Salesforce/...: downloaded on the first run "
+                    "(base 1 GB, large 2 GB). Others: folders in models/captioners.",
+                ),
+                io.String.Input(
+                    "prefix", default="", tooltip='Words the caption shall begin with, such as "a photo of". May be empty.'
+                ),
+            ],
+            outputs=[io.String.Output("caption", is_output_list=True, tooltip="One caption an image of the batch.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, image, captioner, prefix) -> io.NodeOutput:
+        if not torch.isfinite(image).all():
+            raise ValueError("AutoCaption: the image holds NaN or infinite values; check the node that made it")
+        captions = caption(image, captioner, prefix)
+        return io.NodeOutput(captions, ui={"text": captions})

@@ -1,0 +1,166 @@
+"""The hooked layers of a U-Net, and what they show during one pass.
+
+A hooked model only carries the choice of layers. The hooks themselves exist in the options of the passes that read them, so the
+model gives bit-identical images everywhere else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import comfy.samplers
+from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from einops import rearrange
+from torch import Tensor, nn
+
+from ...zerocon_core.guidance import Observation
+from .autograd import differentiable_attention
+
+ATTACHMENT = "zerocon_layers"
+
+
+class Layer(NamedTuple):
+    """One transformer block of a U-Net, in the host's numbering: ("output", 3, 0) is the first of output block 3."""
+
+    block: str
+    number: int
+    index: int
+
+
+@dataclass(frozen=True)
+class HookedLayers:
+    """Which layers of a model are read. `max_side` leaves out maps of more than max_side^2 positions; 0 reads all."""
+
+    self_attention: frozenset[Layer]
+    cross_attention: frozenset[Layer]
+    max_side: int = 0
+
+
+def transformer_layers(unet: nn.Module) -> list[Layer]:
+    """The transformer blocks of a host U-Net in the order of a pass; empty for any other architecture."""
+    if not isinstance(unet, UNetModel):
+        return []
+    blocks: list[tuple[str, int, nn.Module]] = [
+        *(("input", i, block) for i, block in enumerate(unet.input_blocks)),
+        *([("middle", 0, unet.middle_block)] if unet.middle_block is not None else []),
+        *(("output", i, block) for i, block in enumerate(unet.output_blocks)),
+    ]
+    return [
+        Layer(name, number, index)
+        for name, number, block in blocks
+        for transformer in block.modules()
+        if isinstance(transformer, SpatialTransformer)
+        for index in range(len(transformer.transformer_blocks))
+    ]
+
+
+def hook_layers(model: ModelPatcher, layers: HookedLayers) -> ModelPatcher:
+    """A clone of `model` that carries the choice of layers."""
+    hooked = model.clone()
+    hooked.set_attachments(ATTACHMENT, layers)
+    return hooked
+
+
+def hooked_layers(model: ModelPatcher) -> HookedLayers | None:
+    """The choice of layers that `model` carries, or None if it was never hooked."""
+    return model.get_attachment(ATTACHMENT)
+
+
+@dataclass
+class Capture:
+    """Collects the maps of one pass of one CONDITIONING, keyed by layer and by entry of the conditioning.
+
+    The host may run the entries of a conditioning (areas, schedules) in one batch or in several and in any order. `numbered`
+    gives each entry its number for a name, so every map can be cut into chunks that are filed under their entries.
+    """
+
+    self_attention: dict[tuple[Layer, int], Tensor] = field(default_factory=dict)
+    cross_attention: dict[tuple[Layer, int], Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def numbered(cond: list[dict]) -> list[dict]:
+        return [entry | {"uuid": number} for number, entry in enumerate(cond)]
+
+    def observation(self) -> Observation:
+        """All maps in an order that depends on layers and entries alone."""
+        return Observation(
+            cross_attention={key: self.cross_attention[key] for key in sorted(self.cross_attention)},
+            self_attention={key: self.self_attention[key] for key in sorted(self.self_attention)},
+        )
+
+
+def file_chunks(maps: dict[tuple[Layer, int], Tensor], value: Tensor, options: dict) -> None:
+    entries = options["uuids"]
+    for entry, chunk in zip(entries, value.chunk(len(entries)), strict=True):
+        maps[current_layer(options), entry] = chunk
+
+
+def current_layer(options: dict) -> Layer:
+    return Layer(*options["block"], options["block_index"])
+
+
+def too_large(options: dict, max_side: int) -> bool:
+    height, width = options["activations_shape"][-2:]
+    return bool(max_side) and height * width > max_side**2
+
+
+def self_attention_hook(layers: HookedLayers, capture: Capture) -> Callable:
+    def read(n: Tensor, options: dict) -> Tensor:
+        if current_layer(options) in layers.self_attention and not too_large(options, layers.max_side):
+            height, width = options["activations_shape"][-2:]
+            if n.shape[1] != height * width:
+                raise ValueError(
+                    f"a self-attention layer has {n.shape[1]} tokens for a {height}x{width} map: another patch merges tokens. "
+                    "Remove it (ToMe, HyperTile) from the model"
+                )
+            file_chunks(capture.self_attention, rearrange(n, "b (h w) c -> b c h w", h=height), options)
+        return n
+
+    return read
+
+
+def cross_attention_hook(layers: HookedLayers, capture: Capture, previous: Callable | None) -> Callable:
+    """Explicit attention that files its probabilities; a `previous` replacement still decides the output of the layer."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, options: dict, **kwargs) -> Tensor:
+        heads = options["n_heads"]
+        if too_large(options, layers.max_side):
+            if previous is not None:
+                return previous(q, k, v, options, **kwargs)
+            return optimized_attention(q, k, v, heads, attn_precision=options["attn_precision"], transformer_options=options)
+        q_heads, k_heads, v_heads = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))
+        scores = (q_heads.float() @ k_heads.float().transpose(-1, -2)) * q_heads.shape[-1] ** -0.5
+        probabilities = scores.softmax(-1)
+        file_chunks(capture.cross_attention, probabilities, options)
+        if previous is not None:
+            return previous(q, k, v, options, **kwargs)
+        return rearrange(probabilities.to(v.dtype) @ v_heads, "b h n d -> b n (h d)")
+
+    return attend
+
+
+def capture_options(model_options: dict, layers: HookedLayers, capture: Capture, differentiable: bool) -> dict:
+    """A copy of `model_options` under which a pass of the model fills `capture`."""
+    model_options = create_model_options_clone(model_options)
+    options = model_options.setdefault("transformer_options", {})
+    if layers.self_attention:
+        options.setdefault("patches", {}).setdefault("attn1_output_patch", []).append(self_attention_hook(layers, capture))
+    if layers.cross_attention:
+        replacements = options.setdefault("patches_replace", {}).setdefault("attn2", {})
+        for layer in layers.cross_attention:
+            previous = replacements.get(layer, replacements.get(layer[:2]))
+            replacements[layer] = cross_attention_hook(layers, capture, previous)
+    if differentiable:
+        options["optimized_attention_override"] = differentiable_attention
+    return model_options
+
+
+def observe(model: BaseModel, cond: list[dict], x: Tensor, sigma: Tensor, model_options: dict, layers: HookedLayers):
+    """One pass of `cond` over x (B, C, H, W) at noise levels sigma (B,): what the layers show, with gradients if x has them."""
+    capture = Capture()
+    options = capture_options(model_options, layers, capture, differentiable=x.requires_grad)
+    comfy.samplers.calc_cond_batch(model, [Capture.numbered(cond)], x, sigma, options)
+    return capture.observation()

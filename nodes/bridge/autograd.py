@@ -1,0 +1,155 @@
+"""Exact gradients through the host's models.
+
+The host executes nodes in inference mode, its weights may be inference tensors, and they may be offloaded, quantised, or streamed
+through a buffer that is overwritten before the backward pass. Plain autograd fails on the first and is silently wrong on the last.
+Here every weighted operation is one autograd function that asks the host for its weight again in the backward pass, so no weight
+is ever saved or copied.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+
+import comfy.model_management
+import comfy.ops
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+HAS_UNCAST = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters
+
+
+def plain_alias(tensor: Tensor) -> Tensor:
+    """A normal tensor over the memory of the inference tensor `tensor`."""
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def savable(value):
+    """`value`, or its alias if it is an inference tensor that autograd would refuse to save."""
+    return plain_alias(value) if type(value) in (Tensor, nn.Parameter) and value.is_inference() else value
+
+
+class AliasInferenceTensors(TorchFunctionMode):
+    """Lets autograd save the inference tensors that conditionings, masks and raw parameters may be."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = {name: savable(value) for name, value in kwargs.items()} if kwargs else {}
+        return func(*map(savable, args), **kwargs)
+
+
+@contextlib.contextmanager
+def host_weight(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of `module`, cast, dequantised, patched and moved by the host to suit the input `like`."""
+    if not isinstance(module, comfy.ops.CastWeightBiasOp):
+        yield module.weight.to(like.dtype), module.bias
+    elif HAS_UNCAST:
+        weight, bias, stream = comfy.ops.cast_bias_weight(module, like, offloadable=True)
+        try:
+            yield weight, bias
+        finally:
+            comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+    else:
+        yield comfy.ops.cast_bias_weight(module, like)
+
+
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether the input gradient of `module` needs its weight alone, not its input."""
+    return isinstance(module, (nn.Linear, nn.Conv2d)) and "forward" not in module.__dict__
+
+
+class WeightedOp(torch.autograd.Function):
+    """One weighted operation, differentiable in its input only."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, module: nn.Module, run: Callable[[Tensor], Tensor], linear: bool) -> Tensor:
+        ctx.module, ctx.run, ctx.linear, ctx.x_shape = module, run, linear, x.shape
+        if not linear:
+            ctx.save_for_backward(x)
+        y = run(x)
+        # A view would forbid the in-place additions that some models do to it.
+        return plain_alias(y) if y._is_view() else y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        module = ctx.module
+        if not ctx.linear:
+            # The backward pass may run on another thread, where the modes of the forward pass are not set.
+            (x,) = ctx.saved_tensors
+            with AliasInferenceTensors(), torch.enable_grad():
+                x = x.detach().requires_grad_(True)
+                return torch.autograd.grad(ctx.run(x), x, gradient)[0], None, None, None
+        with host_weight(module, gradient) as (weight, _):
+            if isinstance(module, nn.Linear):
+                return gradient @ weight, None, None, None
+            x_gradient, _, _ = torch.ops.aten.convolution_backward(
+                gradient, gradient.new_empty(ctx.x_shape), weight, None, module.stride, module.padding, module.dilation,
+                False, (0, 0), module.groups, (True, False, False),
+            )  # fmt: skip
+            return x_gradient, None, None, None
+
+
+def weighted_modules(root: nn.Module) -> Iterator[nn.Module]:
+    """Modules of `root` that hold a weight and compute one operation of one tensor with it."""
+    for module in root.modules():
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, nn.GroupNorm, nn.LayerNorm)):
+            if getattr(module, "weight", None) is not None:
+                yield module
+
+
+@contextlib.contextmanager
+def weighted_ops(roots: Iterable[nn.Module]) -> Iterator[None]:
+    """Run every weighted operation below `roots` as a `WeightedOp` while the context is open."""
+    previous: list[tuple[nn.Module, Callable | None]] = []
+
+    def wrap(module: nn.Module) -> None:
+        original, linear = module.forward, is_linear_map(module)
+
+        def forward(x: Tensor, *args, **kwargs) -> Tensor:
+            if x.requires_grad and torch.is_grad_enabled():
+                return WeightedOp.apply(x, module, lambda x: original(x, *args, **kwargs), linear)
+            with torch.no_grad():
+                return original(x, *args, **kwargs)
+
+        previous.append((module, module.__dict__.get("forward")))
+        module.forward = forward
+
+    try:
+        for root in roots:
+            for module in weighted_modules(root):
+                wrap(module)
+        yield
+    finally:
+        for module, forward in reversed(previous):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
+
+
+def differentiable_attention(func: Callable, *args, **kwargs) -> Tensor:
+    """The host's attention override for gradients: its faster kernels have none, or write into their arguments."""
+    return attention_pytorch(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def autograd_region(roots: Iterable[nn.Module], writes_in_place: bool = False) -> Iterator[None]:
+    """Where gradients flow through the host's models `roots`; everything is as before when it closes.
+
+    `writes_in_place` keeps what a model overwrites after autograd saved it (ControlNet adds in place). It costs a check on every
+    operation, so it is off where nothing does. Never await inside: inference mode belongs to the thread, not to the task.
+    """
+    management = comfy.model_management
+    with contextlib.ExitStack() as stack:
+        if hasattr(management, "in_training"):
+            stack.callback(setattr, management, "in_training", management.in_training)
+            management.in_training = True
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if writes_in_place:
+            stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
+        stack.enter_context(AliasInferenceTensors())
+        stack.enter_context(weighted_ops(roots))
+        yield

@@ -1,0 +1,24 @@
+"""A captioner under the host's memory management."""
+
+import comfy.model_management
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...zerocon_core.captioning import caption_images, load_captioner
+from ...zerocon_core.toyworld import CAPTIONER_FOLDER
+from .files import captioner_folder
+
+
+def caption(images: Tensor, name: str, prefix: str) -> list[str]:
+    """Captions of images (B, H, W, 3), by the captioner of a name from `files.captioner_names`."""
+    try:
+        model, processor = load_captioner(captioner_folder(name, CAPTIONER_FOLDER))
+    except OSError as error:
+        raise OSError(f"AutoCaption: {str(error).removeprefix('AutoCaption: ')}") from error
+    patcher = ModelPatcher(
+        model,
+        load_device=comfy.model_management.text_encoder_device(),
+        offload_device=comfy.model_management.text_encoder_offload_device(),
+    )
+    comfy.model_management.load_models_gpu([patcher])
+    return caption_images(model, processor, images, prefix)

@@ -1,0 +1,64 @@
+"""Text through the host's CLIP, and edit directions on the host's CONDITIONING."""
+
+import comfy.model_management
+import comfy.utils
+from torch import Tensor
+
+from ...zerocon_core.directions import EditDirection, shift_tokens
+
+
+class SentenceEncoder:
+    """Encodes one sentence after another in a single window of the text encoder, with progress and cancel.
+
+    `cut` collects what did not fit: averaging needs embeddings of one length.
+    """
+
+    def __init__(self, clip):
+        self.clip = clip
+        self.cut: list[str] = []
+        self.progress: comfy.utils.ProgressBar | None = None
+
+    def expect(self, sentences: int) -> None:
+        self.progress = comfy.utils.ProgressBar(sentences)
+
+    def __call__(self, sentence: str) -> tuple[Tensor, Tensor | None]:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        tokens = self.clip.tokenize(sentence)
+        for name, windows in tokens.items():
+            if len(windows) > 1:
+                self.cut.append(self.text(name, windows[1:]))
+                tokens[name] = windows[:1]
+        embedding, pooled = self.clip.encode_from_tokens(tokens, return_pooled=True)
+        if self.progress is not None:
+            self.progress.update(1)
+        return embedding, pooled
+
+    def text(self, name: str, windows: list) -> str:
+        tokenizer = getattr(self.clip.tokenizer, f"clip_{name}", None) or getattr(self.clip.tokenizer, name)
+        special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
+        pieces = [tokenizer.inv_vocab[t[0]] for window in windows for t in window if t[0] not in special]
+        return "".join(pieces).replace("</w>", " ").strip()
+
+
+def encode_caption(clip, caption: str) -> list:
+    """CONDITIONING of a caption of any length, as the host's own text node makes it."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(caption))
+
+
+def shift_conditioning(conditioning: list, direction: EditDirection, strength: float) -> list:
+    """Every entry of `conditioning` moved by strength * direction; all other options of the entries are kept.
+
+    Raises ValueError if the direction is of another text encoder.
+    """
+    shifted = []
+    for tokens, options in conditioning:
+        if tokens.shape[-1] != direction.tokens.shape[-1]:
+            raise ValueError(
+                f"EditDirection: the direction has embeddings of width {direction.tokens.shape[-1]}, this CLIP gives "
+                f"{tokens.shape[-1]}; use a direction that was found with the same model family"
+            )
+        options = options.copy()
+        if options.get("pooled_output") is not None and direction.pooled is not None:
+            options["pooled_output"] = options["pooled_output"] + strength * direction.pooled.to(options["pooled_output"])
+        shifted.append([shift_tokens(tokens, direction.tokens, strength), options])
+    return shifted

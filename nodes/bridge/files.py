@@ -1,0 +1,114 @@
+"""Files in the host's folders: edit directions and captioners."""
+
+import os
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+import safetensors.torch
+from huggingface_hub import snapshot_download
+from tqdm.auto import tqdm
+
+from ...zerocon_core.directions import EditDirection
+
+DIRECTIONS = "edit_directions"
+SAVED = "directions"
+CAPTIONERS = "captioners"
+HUB_CAPTIONERS = ("Salesforce/blip-image-captioning-base", "Salesforce/blip-image-captioning-large")
+TOY_CAPTIONER = "toy world"
+
+folder_paths.add_model_folder_path(DIRECTIONS, os.path.join(folder_paths.models_dir, DIRECTIONS))
+folder_paths.add_model_folder_path(CAPTIONERS, os.path.join(folder_paths.models_dir, CAPTIONERS))
+
+
+def saved_directions() -> Path:
+    return Path(folder_paths.get_output_directory()) / SAVED
+
+
+def direction_names() -> list[str]:
+    """Files in models/edit_directions, and those in output/directions marked so."""
+    own = [name for name in folder_paths.get_filename_list(DIRECTIONS) if name.endswith(".safetensors")]
+    return own + [f"{path.name} [output]" for path in sorted(saved_directions().glob("*.safetensors"))]
+
+
+def direction_path(name: str) -> str:
+    """Path of a name from `direction_names`; never outside the two folders."""
+    if name.endswith(" [output]"):
+        path = saved_directions() / os.path.basename(name.removesuffix(" [output]"))
+        if path.is_file():
+            return str(path)
+        raise FileNotFoundError(f"LoadEditDirection: {path} does not exist")
+    return folder_paths.get_full_path_or_raise(DIRECTIONS, name)
+
+
+def save_direction(direction: EditDirection, prefix: str) -> str:
+    """Writes a numbered safetensors file under the output folder and returns its path within it."""
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    file = f"{name}_{counter:05}_.safetensors"
+    tensors = {"tokens": direction.tokens} | ({} if direction.pooled is None else {"pooled": direction.pooled})
+    safetensors.torch.save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, os.path.join(folder, file))
+    return os.path.join(subfolder, file)
+
+
+def load_direction(name: str) -> EditDirection:
+    """Raises ValueError for a file that is damaged or holds something else."""
+    path = direction_path(name)
+    try:
+        tensors = safetensors.torch.load_file(path)
+        return EditDirection(tensors["tokens"], tensors.get("pooled"))
+    except (KeyError, OSError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"LoadEditDirection: {path} is damaged or is no edit direction ({error}); save it again with Save Edit Direction"
+        ) from None
+
+
+def captioner_names() -> list[str]:
+    """The toy captioner, the hub's BLIP models, and every folder in models/captioners."""
+    local = {
+        entry.name
+        for folder in folder_paths.get_folder_paths(CAPTIONERS)
+        if os.path.isdir(folder)
+        for entry in os.scandir(folder)
+        if entry.is_dir()
+    }
+    return [TOY_CAPTIONER, *HUB_CAPTIONERS, *sorted(local)]
+
+
+def captioner_folder(name: str, toy_folder: Path) -> Path:
+    """Local folder of a name from `captioner_names`; a hub model is downloaded into the hub's cache if it is not there yet."""
+    if name == TOY_CAPTIONER:
+        return toy_folder
+    if name in HUB_CAPTIONERS:
+        return Path(download(name))
+    for folder in folder_paths.get_folder_paths(CAPTIONERS):
+        path = Path(folder) / os.path.basename(name)
+        if path.is_dir():
+            return path
+    raise FileNotFoundError(
+        f'AutoCaption: there is no captioner folder "{name}"; put a BLIP model in transformers\' format into '
+        f"{folder_paths.get_folder_paths(CAPTIONERS)[0]} or choose another"
+    )
+
+
+class HostProgress(tqdm):
+    """Shows the files of a download as the host's progress bar."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.host_bar = comfy.utils.ProgressBar(self.total or 1)
+
+    def update(self, n=1):
+        shown = super().update(n)
+        self.host_bar.update_absolute(self.n, self.total or 1)
+        return shown
+
+
+def download(repo: str) -> str:
+    patterns = ["*.json", "*.txt", "model*.safetensors"]
+    try:
+        return snapshot_download(repo, allow_patterns=patterns, tqdm_class=HostProgress)
+    except Exception as error:
+        raise OSError(
+            f"AutoCaption: {repo} could not be downloaded ({error}); put it into a folder of "
+            f"{folder_paths.get_folder_paths(CAPTIONERS)[0]} or choose another captioner"
+        ) from error

@@ -1,0 +1,105 @@
+import logging
+
+from comfy_api.latest import io
+
+from ..zerocon_core.directions import TEMPLATES, edit_direction, paired_sentences, phrases
+from .bridge.conditioning import SentenceEncoder, encode_caption, shift_conditioning
+from .bridge.files import direction_names, load_direction, save_direction
+from .types import Direction
+
+log = logging.getLogger(__name__)
+
+
+class EditDirection(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConEditDirection",
+            display_name="Edit Direction",
+            category="ZeroCon",
+            description="Finds the direction of an edit in the text encoder's space from a caption and two phrases.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder of the model that edits."),
+                io.String.Input("caption", multiline=True, tooltip="What the source image shows, by hand or from Auto Caption."),
+                io.String.Input("edit_from", tooltip='What shall change, such as "a cat". Empty: the whole caption.'),
+                io.String.Input(
+                    "edit_to", tooltip='What it shall become, such as "a dog". Empty: the phrase above is removed from the caption.'
+                ),
+                io.String.Input(
+                    "bank", default="", multiline=True,
+                    tooltip='Sentences to average over, one a line: "a photo of {}" or "a cat on a mat => a dog on a mat". '
+                    f"Empty: {len(TEMPLATES)} templates of ours.",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=-10.0, max=10.0, step=0.05,
+                    tooltip="Factor on the direction. 0 leaves the source as it is, above 1 exaggerates.",
+                ),
+                Direction.Input(
+                    "direction", optional=True, tooltip="A loaded direction to use instead of the phrases and the bank."
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output("source", tooltip="The caption: for DDIM Invert and PatchNCE Guidance."),
+                io.Conditioning.Output("edited", tooltip="The caption moved along the direction: for PatchNCE Guidance."),
+                Direction.Output("found_direction", tooltip="The direction alone, for Save Edit Direction."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, clip, caption, edit_from, edit_to, bank, strength, direction=None) -> io.NodeOutput:
+        if not caption.strip():
+            raise ValueError("EditDirection: the caption is empty; connect Auto Caption or write what the image shows")
+        encoder = SentenceEncoder(clip)
+        if direction is None:
+            try:
+                source_phrase, target_phrase = phrases(caption, edit_from, edit_to)
+                pairs = paired_sentences(source_phrase, target_phrase, bank.splitlines() if bank.strip() else TEMPLATES)
+            except ValueError as error:
+                raise ValueError(f"EditDirection: {error}") from None
+            encoder.expect(sum(map(len, pairs)))
+            direction = edit_direction(encoder, *pairs)
+        source = encode_caption(clip, caption)
+        edited = shift_conditioning(source, direction, strength)
+        for text in encoder.cut:
+            log.warning('EditDirection: a sentence is longer than the text encoder reads; cut off: "%s"', text)
+        return io.NodeOutput(source, edited, direction)
+
+
+class SaveEditDirection(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConSaveEditDirection",
+            display_name="Save Edit Direction",
+            category="ZeroCon",
+            description="Saves a direction as safetensors, to be used again with Load Edit Direction.",
+            is_output_node=True,
+            inputs=[
+                Direction.Input("direction", tooltip="The direction output of Edit Direction."),
+                io.String.Input("filename_prefix", default="directions/zerocon", tooltip="Under the output folder."),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, direction, filename_prefix) -> io.NodeOutput:
+        return io.NodeOutput(ui={"text": [save_direction(direction, filename_prefix)]})
+
+
+class LoadEditDirection(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConLoadEditDirection",
+            display_name="Load Edit Direction",
+            category="ZeroCon",
+            description="Loads a direction from models/edit_directions or from output/directions.",
+            inputs=[
+                io.Combo.Input("name", options=direction_names(), tooltip="A safetensors file of Save Edit Direction."),
+            ],
+            outputs=[Direction.Output("direction", tooltip="For Edit Direction.")],
+        )
+
+    @classmethod
+    def execute(cls, name) -> io.NodeOutput:
+        return io.NodeOutput(load_direction(name))

@@ -1,0 +1,115 @@
+from comfy_api.latest import io
+
+from ..zerocon_core.guidance import GuidanceWeights
+from ..zerocon_core.patchnce import PatchNCE
+from .bridge.attention import hooked_layers
+from .bridge.guider import ZeroConGuider
+from .types import Trajectory
+
+
+class PatchNCEGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConPatchNCEGuidance",
+            display_name="PatchNCE Guidance",
+            category="ZeroCon",
+            description="Holds an edit to its source while it is sampled: pix2pix-zero's cross-attention guidance and the "
+            "patch-wise contrastive guidance of pix2pix-zeroCon.",
+            inputs=[
+                io.Model.Input("hooked_model", tooltip="The output of Attention Hooked U-Net."),
+                io.Conditioning.Input("source", tooltip="What the source image shows; the condition it was inverted with."),
+                io.Conditioning.Input("edited", tooltip="What the result shall show: the edited output of Edit Direction."),
+                io.Conditioning.Input(
+                    "negative", tooltip="What CFG pushes away from. pix2pix-zero uses the caption of the source here."
+                ),
+                Trajectory.Input("trajectory", tooltip="The trajectory output of DDIM Invert."),
+                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale (papers: 5)."),
+                io.Float.Input(
+                    "lambda_xa", default=0.1, min=0.0, max=100.0, step=0.01, round=0.0001,
+                    tooltip="How strongly the cross-attention maps are held to the source: more keeps more layout and edits "
+                    "less. pix2pix-zero uses 0.1 for photos, 0.15 for generated images. 0 is off.",
+                ),
+                io.Float.Input(
+                    "lambda_cut", default=1.0, min=0.0, max=100.0, step=0.05, round=0.0001,
+                    tooltip="How strongly patches are held to the same place of the source. 0 is off: plain pix2pix-zero.",
+                ),
+                io.Combo.Input(
+                    "weighting", options=["relative", "absolute"], default="relative",
+                    tooltip="relative: lambda_cut is the length of the contrastive move as a share of the cross-attention "
+                    "move, the same on every model. absolute: it is the factor on the loss.",
+                ),
+                io.Float.Input(
+                    "temperature", default=0.07, min=0.001, max=1.0, step=0.01, round=0.001,
+                    tooltip="Of the contrastive loss (papers: 0.07). Lower looks harder at the most similar patches.",
+                ),
+                io.Int.Input(
+                    "patches", default=256, min=1, max=4096, tooltip="Random places compared a layer and patch size (papers: 256)."
+                ),
+                io.String.Input(
+                    "patch_sizes", default="1, 2", tooltip="Sides of the compared patches in positions of the map (CDS: 1, 2)."
+                ),
+                io.Combo.Input(
+                    "contrast", options=["cds", "cut"], default="cds",
+                    tooltip="cds: source patches look for their place in the edit. cut: edited patches look for theirs in the "
+                    "source.",
+                ),
+                io.Float.Input(
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Share of the sampling where guidance starts."
+                ),
+                io.Float.Input(
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="Share of the sampling where guidance ends. Ending early is faster and frees the details.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
+                    tooltip="For the choice of patches. No effect where a map has no more places than patches.",
+                ),
+            ],
+            outputs=[io.Guider.Output("guider", tooltip="For SamplerCustomAdvanced, with euler or ddim as sampler.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, hooked_model, source, edited, negative, trajectory, cfg, lambda_xa, lambda_cut, weighting, temperature, patches,
+        patch_sizes, contrast, start_percent, end_percent, seed,
+    ) -> io.NodeOutput:  # fmt: skip
+        patchnce = PatchNCE(temperature, patches, parse_sizes(patch_sizes), contrast)
+        weights = GuidanceWeights(lambda_xa, lambda_cut, weighting == "relative", patchnce)
+        check(hooked_model, source, edited, weights)
+        guider = ZeroConGuider(hooked_model, trajectory, weights, start_percent, end_percent, seed)
+        guider.inner_set_conds({"positive": edited, "negative": negative, "source": source})
+        guider.set_cfg(cfg)
+        return io.NodeOutput(guider)
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) for part in text.replace(",", " ").split() if part.isdigit() and int(part) > 0)
+    if not sizes or len(sizes) != len(text.replace(",", " ").split()):
+        raise ValueError(f'PatchNCEGuidance: patch_sizes is "{text}"; it needs whole numbers from 1, such as "1, 2"')
+    return sizes
+
+
+def check(hooked_model, source: list, edited: list, weights: GuidanceWeights) -> None:
+    layers = hooked_layers(hooked_model)
+    if layers is None:
+        raise ValueError("PatchNCEGuidance: the model has no hooks; put an Attention Hooked U-Net node before it")
+    if weights.lambda_xa and not layers.cross_attention:
+        raise ValueError(
+            "PatchNCEGuidance: lambda_xa is above 0, but no cross-attention layer is hooked; choose layers in Attention Hooked "
+            "U-Net or set lambda_xa to 0"
+        )
+    if weights.lambda_cut and not layers.self_attention:
+        raise ValueError(
+            "PatchNCEGuidance: lambda_cut is above 0, but no self-attention layer is hooked; choose layers in Attention Hooked "
+            "U-Net or set lambda_cut to 0"
+        )
+    if weights.lambda_cut and weights.relative and not weights.lambda_xa:
+        raise ValueError(
+            "PatchNCEGuidance: lambda_cut is relative to the cross-attention move, but lambda_xa is 0; set weighting to absolute"
+        )
+    if len(source) != len(edited) or any(s[0].shape[1:] != e[0].shape[1:] for s, e in zip(source, edited, strict=False)):
+        raise ValueError(
+            "PatchNCEGuidance: source and edited conditioning differ in entries or tokens "
+            f"({[tuple(c[0].shape) for c in source]} and {[tuple(c[0].shape) for c in edited]}); take both from one Edit Direction"
+        )

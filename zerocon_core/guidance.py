@@ -1,0 +1,102 @@
+"""The guided step of pix2pix-zero (Parmar et al. 2023) and pix2pix-zeroCon (Si et al. 2025).
+
+At every noise level the edited latent is moved down the gradient of two losses before the sampler takes its step: the distance
+of its cross-attention maps from those of the source, and the PatchNCE loss between its features and those of the source.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .diffusion import vp_gradient_scale
+from .patchnce import PatchNCE, patch_nce_loss
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the hooked layers of the model showed during one pass, by layer."""
+
+    cross_attention: Mapping[Hashable, Tensor]
+    """Probabilities, each (B, heads, pixels, tokens)."""
+    self_attention: Mapping[Hashable, Tensor]
+    """Outputs after the projection, each (B, C, h, w)."""
+
+
+def pairs(maps: Mapping[Hashable, Tensor], reference: Mapping[Hashable, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Maps of both passes, layer by layer. Raises ValueError if the passes did not show the same layers."""
+    if not maps or maps.keys() != reference.keys():
+        raise ValueError(f"the edit shows {len(maps)} attention maps and the reference {len(reference)}: not comparable")
+    return [(maps[layer], reference[layer]) for layer in maps]
+
+
+@dataclass(frozen=True)
+class GuidanceWeights:
+    """Strengths of the two losses: lambda_xa is pix2pix-zero's, lambda_cut is ours.
+
+    `relative` makes lambda_cut the length of the contrastive move as a share of the cross-attention move, which means the same on
+    every model; otherwise it is the factor on the loss.
+    """
+
+    lambda_xa: float = 0.1
+    lambda_cut: float = 1.0
+    relative: bool = True
+    patchnce: PatchNCE = PatchNCE()
+
+    @property
+    def measures_scale(self) -> bool:
+        return self.relative and self.lambda_cut != 0
+
+
+def cross_attention_loss(maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """L_xa of pix2pix-zero (eq. 5): sum over layers, mean over heads, sum over pixels and tokens of (M - M_ref)^2.
+
+    `maps` are pairs (M, M_ref), each map (B, heads, pixels, tokens). Returns one value a sample (B,).
+    """
+    return torch.stack([(m - reference).square().sum((2, 3)).mean(1) for m, reference in maps]).sum(0)
+
+
+class Guidance:
+    """Moves one latent after another of a single sampling run down the gradient of both losses.
+
+    With relative weights the scale of the contrastive loss is measured at the first guided step, where both gradients are taken
+    apart, and then held: one objective for the whole run at the price of one backward pass (ours).
+    """
+
+    def __init__(self, weights: GuidanceWeights, generator: torch.Generator):
+        self.weights = weights
+        self.generator = generator
+        self.cut_weight: Tensor | float | None = None if weights.measures_scale else weights.lambda_cut
+
+    def losses(self, edited: Observation, reference: Observation) -> tuple[Tensor | float, Tensor | float]:
+        """(L_xa, L_cut), each (B,), or 0 where the weight is 0."""
+        w = self.weights
+        xa = cut = 0.0
+        if w.lambda_xa:
+            xa = cross_attention_loss(pairs(edited.cross_attention, reference.cross_attention))
+        if w.lambda_cut:
+            maps = pairs(edited.self_attention, reference.self_attention)
+            cut = patch_nce_loss(maps, w.patchnce, self.generator)
+        return xa, cut
+
+    def shift(self, observe: Callable[[Tensor], Observation], x: Tensor, sigma: Tensor, reference: Observation) -> Tensor:
+        """The move of x (B, C, H, W): -(lambda_xa grad L_xa + lambda_cut grad L_cut), a step in the papers' space.
+
+        `observe` runs the model and lets gradients through; call this where autograd records. Raises ValueError for a gradient
+        that is not finite.
+        """
+        w = self.weights
+        x = x.detach().clone().requires_grad_(True)
+        xa, cut = self.losses(observe(x), reference)
+        if self.cut_weight is None:
+            (xa_gradient,) = torch.autograd.grad(xa.sum(), x, retain_graph=True)
+            (cut_gradient,) = torch.autograd.grad(cut.sum(), x)
+            ratio = xa_gradient.flatten(1).norm(dim=1) / cut_gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
+            self.cut_weight = w.lambda_cut * w.lambda_xa * ratio
+            gradient = w.lambda_xa * xa_gradient + self.cut_weight.view(-1, 1, 1, 1) * cut_gradient
+        else:
+            (gradient,) = torch.autograd.grad((w.lambda_xa * xa + self.cut_weight * cut).sum(), x)
+        if not torch.isfinite(gradient).all():
+            raise ValueError(f"the guidance gradient is not finite at sigma {float(sigma):.4g}")
+        return -vp_gradient_scale(sigma) * gradient
