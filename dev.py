@@ -44,7 +44,7 @@ def ensure_comfyui() -> Path:
         return found
     target = ROOT / ".cache" / f"ComfyUI-{COMFYUI_COMMIT[:8]}"
     if not (target / ".complete").exists():
-        say(f"No ComfyUI found ($COMFYUI_PATH, around this folder, ~/comfy/ComfyUI): fetching it into {target}")
+        say(f"No ComfyUI around this folder or in ~/comfy/ComfyUI: fetching it into {target} (or set COMFYUI_PATH)")
         run("git", "init", "--quiet", target)
         run("git", "-C", target, "fetch", "--depth", "1", COMFYUI_REPOSITORY, COMFYUI_COMMIT)
         run("git", "-C", target, "checkout", "--quiet", "--force", COMFYUI_COMMIT)
