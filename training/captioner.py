@@ -1,0 +1,98 @@
+"""The captioner: BLIP's architecture at small sizes, with a vocabulary of exactly the words that captions use."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from common import RUNS, Run, log, pack
+from dataset import pick, pictures, scenes, tensor
+from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+config = pack("zerocon_core.toyworld.config")
+scene = pack("zerocon_core.toyworld.scene")
+weights = pack("zerocon_core.toyworld.weights")
+
+BATCH = 64
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
+PAD, _, _, SEP, _, DEC = range(len(SPECIAL))
+
+
+def vocabulary() -> list[str]:
+    """Special tokens, then the captions' words in the order in which the renderer lists them."""
+    return [*SPECIAL, "a", "on", "background", *scene.COLOURS, *scene.SHAPES, *scene.PATTERNS]
+
+
+def build() -> BlipForConditionalGeneration:
+    """The model with random weights."""
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+    vision = sizes | {"image_size": config.IMAGE_SIZE, "patch_size": 8, "projection_dim": 128, "initializer_range": 0.02}
+    text = sizes | {
+        "num_hidden_layers": 2,
+        "vocab_size": len(vocabulary()),
+        "encoder_hidden_size": sizes["hidden_size"],
+        "max_position_embeddings": 64,
+        "projection_dim": 128,
+        "pad_token_id": PAD,
+        "bos_token_id": DEC,
+        "sep_token_id": SEP,
+        "eos_token_id": SEP,
+        "label_smoothing": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    blip = BlipConfig(text_config=text, vision_config=vision, projection_dim=128, image_text_hidden_size=128, label_smoothing=0.0)
+    return BlipForConditionalGeneration(blip)
+
+
+def train(steps: int) -> None:
+    """Minimise the entropy of the next word."""
+    model = build()
+    run = Run("captioner", {"captioner": model}, peak=1e-3)
+    images, _ = pictures()
+    words = {word: row for row, word in enumerate(vocabulary())}
+    lines = torch.tensor([[DEC, *(words[word] for word in scene.caption(s).split()), SEP] for s in scenes()])
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        index = pick(generator, BATCH)
+        x = tensor(images[index.numpy()])
+        x = (x + 0.03 * torch.randn(x.shape, generator=generator)) * 2.0 - 1.0
+        seen = model.vision_model(pixel_values=x).last_hidden_state
+        output = model.text_decoder(input_ids=lines[index], encoder_hidden_states=seen, labels=lines[index])
+        return output.loss.mean()
+
+    def report() -> None:
+        export(model)
+        log.info("captioner step %d exact on held-out scenes %.3f", run.step, exactness(128))
+
+    model.train()
+    run.train(loss, steps, after_save=report)
+
+
+def export(model: BlipForConditionalGeneration) -> None:
+    """Write model, tokenizer and image processor as they ship."""
+    folder = RUNS / "captioner"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=16)
+    side = {"height": config.IMAGE_SIZE, "width": config.IMAGE_SIZE}
+    images = BlipImageProcessor(size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    BlipProcessor(images, tokenizer).save_pretrained(folder)
+    half = BlipForConditionalGeneration(model.config)
+    half.load_state_dict(model.state_dict())
+    half.half().save_pretrained(folder)
+    weights.CAPTIONER_FOLDER.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        shutil.copyfile(file, weights.CAPTIONER_FOLDER / file.name)
+
+
+@torch.no_grad()
+def exactness(count: int, folder: Path = weights.CAPTIONER_FOLDER) -> float:
+    """Share of `count` held-out scenes whose generated caption is the true one, word for word."""
+    processor = BlipProcessor.from_pretrained(folder)
+    model = BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    subjects = scene.held_out_scenes(count)
+    renders = [(scene.render(s) * 255.0).round().astype("uint8") for s in subjects]
+    pixels = processor(images=renders, return_tensors="pt").pixel_values
+    said = processor.batch_decode(model.generate(pixel_values=pixels, max_length=16), skip_special_tokens=True)
+    return sum(line == scene.caption(s) for line, s in zip(said, subjects, strict=True)) / count

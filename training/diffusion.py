@@ -1,0 +1,143 @@
+"""The U-Net and the text encoder, trained together on the autoencoder's latents."""
+
+from functools import partial
+
+import comfy.clip_model
+import numpy as np
+import torch
+from common import RUNS, WEIGHTS, Run, log, pack, reset_weights, write_atomically
+from dataset import pick, pictures, scenes, tensor
+from safetensors.torch import save_file
+from torch import nn
+from wording import UNKNOWN, Wording
+
+bridge = pack("nodes.bridge.toyworld")
+
+BATCH = 16
+LATENT_COUNT = 24_000
+# Share of the unweighted loss that small noise levels keep, see `weight`.
+FLOOR = 0.3
+
+
+class TextEncoder(nn.Module):
+    """The host's text encoder on a small table of the tokens in use; row 0 is the unknown word's and stays zero."""
+
+    def __init__(self, encoder: nn.Module, vocabulary: list[int]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.table = nn.Embedding(len(vocabulary) + 1, bridge.config.TEXT_CONFIG["hidden_size"], padding_idx=0)
+        self.vocabulary = vocabulary
+        self._row = {UNKNOWN: 0} | {id: row for row, id in enumerate(vocabulary, start=1)}
+        nn.init.normal_(self.table.weight[1:], std=0.3)
+        nn.init.normal_(encoder.text_model.embeddings.position_embedding.weight, std=0.1)
+        nn.init.eye_(encoder.text_projection.weight)
+        for layer in encoder.text_model.encoder.layers:
+            layer.forward = partial(_layer, layer)
+
+    def rows(self, ids: list[list[int]]) -> torch.Tensor:
+        """Token ids as rows of the table, (B, 77)."""
+        return torch.tensor([[self._row[id] for id in line] for line in ids])
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Context (B, 77, C) for the U-Net."""
+        return self.encoder(embeds=self.table(rows), num_tokens=[rows.shape[1]] * rows.shape[0])[0]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The host's state dict with the whole token table."""
+        state = self.encoder.state_dict()
+        tokens = torch.zeros_like(state[bridge.TOKENS])
+        tokens[self.vocabulary] = self.table.weight[1:].detach()
+        return state | {bridge.TOKENS: tokens}
+
+
+def _layer(layer: "comfy.clip_model.CLIPLayer", x: torch.Tensor, mask: torch.Tensor, attention: object) -> torch.Tensor:
+    """The layer's own forward without its in-place additions, which autograd refuses."""
+    x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
+    return x + layer.mlp(layer.layer_norm2(x))
+
+
+def build() -> tuple[nn.Module, TextEncoder, Wording, Run]:
+    """Denoiser, text encoder, wording and their run, at the step it has reached."""
+    denoiser = bridge.build_model(bridge.ToyLatentFormat())
+    reset_weights(denoiser.diffusion_model, seed=2)
+    for name, module in denoiser.diffusion_model.named_modules():
+        # Residual branches start silent.
+        if name.endswith(("out_layers.3", "proj_out")) or name == "out.2":
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    clip = bridge.build_clip()
+    wording = Wording(lambda text: [id for id, _ in clip.tokenize(text)["l"][0] if id < 49406])
+    encoder = clip.cond_stage_model.clip_l.transformer
+    reset_weights(encoder, seed=3)
+    text = TextEncoder(encoder, wording.vocabulary())
+    for module in (denoiser.diffusion_model, text):
+        module.requires_grad_(True).train()
+    # The table above stands in for it.
+    encoder.text_model.embeddings.token_embedding.requires_grad_(False)
+    return denoiser, text, wording, Run("diffusion", {"unet": denoiser.diffusion_model, "text": text}, peak=6e-4, decay=0.9995)
+
+
+def weight(sigma: torch.Tensor) -> torch.Tensor:
+    """Min-SNR weight of the noise error: what is small in the image counts less, but inversion still needs it right."""
+    return (5.0 * sigma.square()).clamp(FLOOR, 1.0)
+
+
+def train(steps: int) -> None:
+    """Minimise the weighted error of the predicted noise over all noise levels of the host's schedule."""
+    denoiser, text, wording, run = build()
+    sampling = denoiser.model_sampling
+    data, subjects = latents(), scenes()[:LATENT_COUNT]
+    attention = {"optimized_attention_override": _attention}
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        index = pick(generator, BATCH, LATENT_COUNT)
+        rng = np.random.default_rng(generator.initial_seed())
+        rows = text.rows([wording.tokens(subjects[i], rng) for i in index])
+        level = torch.randint(1000, (BATCH,), generator=generator)
+        sigma = sampling.sigmas[level].view(-1, 1, 1, 1)
+        noise = torch.randn(BATCH, *data.shape[1:], generator=generator)
+        x = sampling.calculate_input(sigma, data[index].float() + sigma * noise)
+        # Faster on a CPU with bf16 instructions; the weights stay fp32.
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = denoiser.diffusion_model(x, level.float(), context=text(rows), transformer_options=attention)
+        return (weight(sigma) * (predicted.float() - noise).square()).mean()
+
+    run.train(loss, steps, after_save=lambda: export(denoiser.diffusion_model, text))
+
+
+def _attention(
+    _host: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *_: object, **__: object
+) -> torch.Tensor:
+    """Plain attention: for so few tokens its backward pass is faster than that of the fused kernels."""
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    weights = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+def latents() -> torch.Tensor:
+    """Scaled latents of the first training scenes, (N, 4, h, w) in fp16, encoded once with the shipped autoencoder."""
+    path = RUNS / "latents.pt"
+    if not path.exists():
+        log.info("encoding %d scenes", LATENT_COUNT)
+        state = bridge.weights.read("vae")
+        vae, scale = bridge.build_vae(state), state["latent.scale"]
+        images, _ = pictures()
+        with torch.no_grad():
+            parts = [_encode(vae, tensor(images[i : i + 100])) * scale for i in range(0, LATENT_COUNT, 100)]
+        write_atomically(path, lambda scratch: torch.save(torch.cat(parts).half(), scratch))
+    return torch.load(path, weights_only=True)
+
+
+def _encode(vae: object, images: torch.Tensor) -> torch.Tensor:
+    return vae.first_stage_model.encode(images * 2.0 - 1.0)
+
+
+def export(unet: nn.Module, text: TextEncoder) -> None:
+    """Write both models' weights as they ship."""
+    _save("unet", unet.state_dict())
+    _save("text_encoder", bridge.pack_text_encoder(text.weights()))
+
+
+def _save(name: str, state: dict[str, torch.Tensor]) -> None:
+    tensors = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state.items()}
+    write_atomically(WEIGHTS / f"{name}.safetensors", lambda path: save_file(tensors, path))

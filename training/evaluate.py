@@ -1,0 +1,103 @@
+"""Measure the shipped toy world on held-out scenes, with the host's stock sampler, and write the figures beside the weights.
+
+python training/evaluate.py --comfyui PATH [--count 200]
+"""
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import ROOT, log, pack, start_host, write_atomically
+from torch.nn import functional as F
+
+REPORT = ROOT / "zerocon_core" / "toyworld" / "weights" / "evaluation.json"
+ATTRIBUTES = ("colour", "shape", "pattern")
+NEEDED = {
+    "vae_psnr_db": 28.0,
+    "sampled_colour": 0.95,
+    "sampled_shape": 0.85,
+    "sampled_pattern": 0.85,
+    "classifier_colour": 0.99,
+    "classifier_shape": 0.99,
+    "classifier_pattern": 0.99,
+    "caption_exact": 0.97,
+}
+
+
+def evaluate(count: int, batch: int) -> dict[str, float]:
+    """The figures that `NEEDED` names, each over the first `count` held-out scenes."""
+    scene, judge = pack("zerocon_core.toyworld.scene"), pack("zerocon_core.toyworld.classifier")
+    subjects = scene.held_out_scenes(count)
+    images = torch.stack([torch.from_numpy(scene.render(s)) for s in subjects])
+    classifier = judge.load_classifier()
+    model, clip, vae = pack("nodes.bridge.toyworld").load_toy_world()
+
+    with torch.inference_mode():
+        error = F.mse_loss(vae.decode(vae.encode(images)), images, reduction="none").mean(dim=(1, 2, 3))
+        sampled = torch.cat(
+            [
+                sample(model, clip, vae, [scene.caption(s) for s in subjects[i : i + batch]], seed=i)
+                for i in range(0, count, batch)
+            ]
+        )
+    figures = {"vae_psnr_db": float((-10.0 * error.log10()).mean())}
+    figures |= accuracy("sampled", judge.classify(sampled, classifier), subjects)
+    figures |= accuracy("classifier", judge.classify(images, classifier), subjects)
+    figures["caption_exact"] = caption_exactness(images, [scene.caption(s) for s in subjects])
+    return figures
+
+
+def sample(model: Any, clip: Any, vae: Any, prompts: list[str], seed: int, steps: int = 50, cfg: float = 5.0) -> torch.Tensor:
+    """Images (B, H, W, 3), one a prompt, by the host's KSampler from an empty latent."""
+    import nodes
+
+    encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0] for prompt in prompts]
+    positive = [[torch.cat([context for context, _ in encoded]), encoded[0][1]]]
+    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    empty = {"samples": torch.zeros(len(prompts), 4, 16, 16)}
+    (latent,) = nodes.common_ksampler(model, seed, steps, cfg, "euler", "normal", positive, negative, empty)
+    return vae.decode(latent["samples"])
+
+
+def accuracy(name: str, read: Any, subjects: list[Any]) -> dict[str, float]:
+    """Share of images whose attribute is the scene's, for each attribute."""
+    return {
+        f"{name}_{attribute}": sum(
+            guess == getattr(s, attribute) for guess, s in zip(getattr(read, attribute), subjects, strict=True)
+        )
+        / len(subjects)
+        for attribute in ATTRIBUTES
+    }
+
+
+def caption_exactness(images: torch.Tensor, truth: list[str]) -> float:
+    """Share of images whose generated caption is the true one, word for word."""
+    captioning, weights = pack("zerocon_core.captioning"), pack("zerocon_core.toyworld.weights")
+    said = captioning.caption_images(*captioning.load_captioner(weights.CAPTIONER_FOLDER), images)
+    return sum(line == caption for line, caption in zip(said, truth, strict=True)) / len(truth)
+
+
+def main() -> None:
+    """Evaluate, print a table, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI checkout")
+    parser.add_argument("--count", type=int, default=200, help="held-out scenes")
+    parser.add_argument("--batch", type=int, default=25, help="images sampled at once")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    start_host(arguments.comfyui)
+    start = time.monotonic()
+    figures = evaluate(arguments.count, arguments.batch)
+    for name, value in figures.items():
+        print(f"{name:20} {value:7.3f}   needed {NEEDED[name]:6.2f}   {'met' if value >= NEEDED[name] else 'MISSED'}")
+    log.info("%.0f s", time.monotonic() - start)
+    report = {"note": "toy figures", "scenes": arguments.count, "figures": {k: round(v, 4) for k, v in figures.items()}}
+    write_atomically(REPORT, lambda path: path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
