@@ -74,4 +74,4 @@ def patch_nce_loss(features: Sequence[tuple[Tensor, Tensor]], settings: PatchNCE
             terms.append(patch_nce(anchor, other, settings.temperature))
     if not terms:
         raise ValueError(f"no feature map is at least {min(settings.sizes)} patches wide: nothing to contrast")
-    return torch.stack(terms).sum() * (PAPER_TERMS / len(terms))
+    return torch.stack(terms).sum(0) * (PAPER_TERMS / len(terms))
