@@ -1,0 +1,128 @@
+"""The papers' equations in plain Python floats, which are float64, loop by loop: what the core is compared with."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Vector = list[float]
+Map = list[list[float]]
+
+
+def dot(a: Vector, b: Vector) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def pooled(values: Map, size: int) -> Map:
+    """Mean of each size x size square; what does not fill a square is left out."""
+    return [
+        [
+            sum(values[i * size + a][j * size + b] for a in range(size) for b in range(size)) / size**2
+            for j in range(len(values[0]) // size)
+        ]
+        for i in range(len(values) // size)
+    ]
+
+
+def numerical_gradient(loss: Callable[[Tensor], float], at: Tensor, step: float = 1e-5) -> Tensor:
+    """Central differences of `loss`, coordinate by coordinate, in float64."""
+    gradient = torch.zeros(at.numel(), dtype=torch.float64)
+    for i in range(at.numel()):
+        values = []
+        for sign in (1, -1):
+            moved = at.detach().double().flatten().clone()
+            moved[i] += sign * step
+            values.append(loss(moved.view(at.shape)))
+        gradient[i] = (values[0] - values[1]) / (2 * step)
+    return gradient.view(at.shape)
+
+
+# PatchNCE (CUT eq. 3, CDS eq. 9)
+
+
+def info_nce(anchor: list[Vector], other: list[Vector], temperature: float) -> float:
+    """mean_p -log( e^{v_p.u_p/tau} / (e^{v_p.u_p/tau} + sum_{n != p} e^{v_p.u_n/tau}) ), v of the anchor, u of the other."""
+    total = 0.0
+    for p, v in enumerate(anchor):
+        positive = math.exp(dot(v, other[p]) / temperature)
+        negatives = sum(math.exp(dot(v, u) / temperature) for n, u in enumerate(other) if n != p)
+        total -= math.log(positive / (positive + negatives))
+    return total / len(anchor)
+
+
+def unit_patches(maps: Tensor, size: int) -> list[Vector]:
+    """Mean vectors of the size x size patches of a map (C, h, w), row by row, each of length 1."""
+    channels = [pooled(channel, size) for channel in maps.tolist()]
+    patches = []
+    for i in range(len(channels[0])):
+        for j in range(len(channels[0][0])):
+            vector = [channel[i][j] for channel in channels]
+            length = math.sqrt(dot(vector, vector))
+            patches.append([value / length for value in vector])
+    return patches
+
+
+def contrastive_loss(
+    layers: list[tuple[Tensor, Tensor]], sizes: tuple[int, ...], temperature: float, direction: Literal["cds", "cut"]
+) -> float:
+    """18 times the mean over layers and sizes of PatchNCE over all places; `layers` are (edited, source), each (C, h, w)."""
+    terms = []
+    for edited, source in layers:
+        for size in sizes:
+            edit, reference = unit_patches(edited, size), unit_patches(source, size)
+            anchor, other = (reference, edit) if direction == "cds" else (edit, reference)
+            terms.append(info_nce(anchor, other, temperature))
+    return 18 * sum(terms) / len(terms)
+
+
+# Cross-attention guidance (pix2pix-zero eq. 5)
+
+
+def attention_distance(layers: list[tuple[Tensor, Tensor]]) -> float:
+    """sum_layers 1/heads sum_heads sum_pixels,tokens (M - M_ref)^2, maps (heads, pixels, tokens) of one sample."""
+    total = 0.0
+    for maps, reference in layers:
+        heads, pixels, tokens = maps.shape
+        m, r = maps.tolist(), reference.tolist()
+        for h in range(heads):
+            total += sum((m[h][p][t] - r[h][p][t]) ** 2 for p in range(pixels) for t in range(tokens)) / heads
+    return total
+
+
+# Noise regularisation (pix2pix-zero section 3.1)
+
+
+def autocorrelation(noise: Tensor, shifts: Iterable[int]) -> float:
+    """sum over channels and levels H, H/2, ... 8 of mean(n roll(n, r, rows))^2 + mean(n roll(n, r, columns))^2.
+
+    `shifts` gives r: for rows and columns of the first level, then of the next.
+    """
+    remaining = iter(shifts)
+    total = 0.0
+    levels = [channel for sample in noise.tolist() for channel in sample]
+    while True:
+        height, width = len(levels[0]), len(levels[0][0])
+        for down in (True, False):
+            r = next(remaining)
+            for n in levels:
+                correlation = sum(
+                    n[i][j] * (n[(i - r) % height][j] if down else n[i][(j - r) % width])
+                    for i in range(height)
+                    for j in range(width)
+                )
+                total += (correlation / (height * width)) ** 2
+        if min(height, width) <= 8:
+            return total
+        levels = [pooled(n, 2) for n in levels]
+
+
+def divergence(noise: Tensor) -> float:
+    """sum over samples of var + mean^2 - 1 - log(var + 1e-7)."""
+    total = 0.0
+    for sample in noise.flatten(1).tolist():
+        mean = sum(sample) / len(sample)
+        variance = sum((value - mean) ** 2 for value in sample) / len(sample)
+        total += variance + mean**2 - 1 - math.log(variance + 1e-7)
+    return total
