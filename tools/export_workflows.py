@@ -3,8 +3,8 @@
     python dev.py serve                                   prints the address of a server with the pack in it
     python tools/export_workflows.py http://127.0.0.1:PORT [NAME ...]
 
-For every workflows/NAME.json: loads it as the page does, stops if a node type, a widget or a link did not survive, writes what the
-page would send to the server to workflows/api/NAME.json, and draws the graph: workflows/NAME.jpg (thumbnail of the template
+For every workflows/NAME.json: loads it as the page does, stops if a node type, a widget or a link did not survive, writes what
+the page would send to the server to workflows/api/NAME.json, and draws the graph: workflows/NAME.jpg (thumbnail of the template
 browser) and docs/images/NAME_graph.png. Needs `pip install playwright` and a Chromium ($CHROMIUM, default /usr/bin/chromium).
 """
 
@@ -55,7 +55,8 @@ def main() -> None:
     options = parser.parse_args()
     (WORKFLOWS / "api").mkdir(exist_ok=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=BROWSER.split())
+        chromium = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+        browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER.split())
         page = open_page(browser.new_page(), options.url)
         for name in options.names:
             workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
