@@ -54,6 +54,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(path.suffix + ".part")
     write(scratch)
+    scratch.chmod(0o644)
     os.replace(scratch, path)
 
 
@@ -74,7 +75,7 @@ class Run:
         self.step = 0
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=peak, weight_decay=1e-4, betas=(0.9, 0.99))
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=peak, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
         if self.path.exists():
             self._load()
 

@@ -1,20 +1,19 @@
-"""Measure the shipped toy world on held-out scenes, with the host's stock sampler, and write the figures beside the weights.
+"""Measure the shipped toy world on held-out scenes, with the host's stock sampler, and write the figures into its README.
 
 python training/evaluate.py --comfyui PATH [--count 200]
 """
 
 import argparse
-import json
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, log, pack, start_host, write_atomically
+from common import ROOT, pack, start_host, write_atomically
 from torch.nn import functional as F
 
-REPORT = ROOT / "zerocon_core" / "toyworld" / "weights" / "evaluation.json"
+README = ROOT / "zerocon_core" / "toyworld" / "README.md"
+OPEN, CLOSE = "<!-- figures -->", "<!-- /figures -->"
 ATTRIBUTES = ("colour", "shape", "pattern")
 NEEDED = {
     "vae_psnr_db": 28.0,
@@ -81,8 +80,14 @@ def caption_exactness(images: torch.Tensor, truth: list[str]) -> float:
     return sum(line == caption for line, caption in zip(said, truth, strict=True)) / len(truth)
 
 
+def table(figures: dict[str, float], count: int) -> str:
+    """The figures as a Markdown table."""
+    rows = [f"| {name.replace('_', ' ')} | {value:.3f} | {NEEDED[name]:.2f} |" for name, value in figures.items()]
+    return "\n".join([f"| toy figure, {count} scenes | measured | needed |", "|---|---|---|", *rows])
+
+
 def main() -> None:
-    """Evaluate, print a table, write the report."""
+    """Evaluate, print the table, write it into the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI checkout")
     parser.add_argument("--count", type=int, default=200, help="held-out scenes")
@@ -90,13 +95,11 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     start_host(arguments.comfyui)
-    start = time.monotonic()
-    figures = evaluate(arguments.count, arguments.batch)
-    for name, value in figures.items():
-        print(f"{name:20} {value:7.3f}   needed {NEEDED[name]:6.2f}   {'met' if value >= NEEDED[name] else 'MISSED'}")
-    log.info("%.0f s", time.monotonic() - start)
-    report = {"note": "toy figures", "scenes": arguments.count, "figures": {k: round(v, 4) for k, v in figures.items()}}
-    write_atomically(REPORT, lambda path: path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
+    report = table(evaluate(arguments.count, arguments.batch), arguments.count)
+    print(report)
+    before, _, rest = README.read_text(encoding="utf-8").partition(OPEN)
+    text = f"{before}{OPEN}\n{report}\n{CLOSE}{rest.partition(CLOSE)[2]}"
+    write_atomically(README, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

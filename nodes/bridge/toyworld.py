@@ -43,29 +43,41 @@ class ToyWorldModel(comfy.supported_models.SD15):
 
 def load_toy_world() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
     """MODEL, CLIP and VAE with the shipped weights."""
-    vae_weights = weights.read("vae")
-    try:
-        latent_format = ToyLatentFormat(
-            float(vae_weights.pop("latent.scale")),
-            vae_weights.pop("latent.rgb_factors").tolist(),
-            vae_weights.pop("latent.rgb_bias").tolist(),
-        )
-    except KeyError as error:
-        raise weights.damaged("vae") from error
-    model = build_model(latent_format)
-    patcher = _Patcher(
+    return load_model(), load_clip(), build_vae(weights.read("vae"))
+
+
+def load_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The U-Net. Hosts that stream weights call this again, with `disable_dynamic`, for a copy whose weights stay in place."""
+    model = build_model(latent_format(weights.read("vae")))
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else _Patcher
+    patcher = kind(
         model, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device()
     )
     _load(model.diffusion_model, "unet", weights.read("unet"), patcher)
+    patcher.cached_patcher_init = (load_model, ())
+    return patcher
+
+
+def load_clip() -> comfy.sd.CLIP:
+    """The text encoder."""
     clip = build_clip()
     _load(clip.cond_stage_model.clip_l.transformer, "text_encoder", text_encoder_weights(), clip.patcher)
-    return patcher, clip, build_vae(vae_weights)
+    return clip
 
 
-def build_model(latent_format: ToyLatentFormat) -> comfy.model_base.BaseModel:
+def latent_format(vae_state: dict[str, torch.Tensor]) -> ToyLatentFormat:
+    """What the autoencoder's file says about its latents."""
+    try:
+        scale, factors, bias = (vae_state[f"latent.{name}"].tolist() for name in ("scale", "rgb_factors", "rgb_bias"))
+    except KeyError as error:
+        raise weights.damaged("vae") from error
+    return ToyLatentFormat(scale, factors, bias)
+
+
+def build_model(latents: ToyLatentFormat) -> comfy.model_base.BaseModel:
     """The U-Net in the host's wrapper, its weights undefined."""
     model_config = ToyWorldModel(config.UNET_CONFIG)
-    model_config.latent_format = latent_format
+    model_config.latent_format = latents
     model_config.set_inference_dtype(torch.float32, None)
     return comfy.model_base.BaseModel(
         model_config, comfy.model_base.ModelType.EPS, device=comfy.model_management.unet_offload_device()
