@@ -43,8 +43,8 @@ class AttentionHookedUNet(io.ComfyNode):
         layers = transformer_layers(model.get_model_object("diffusion_model"))
         if not layers:
             raise ValueError(
-                f"AttentionHookedUNet: {type(model.model).__name__} is not a U-Net with attention layers; it needs a model of the "
-                "SD1.x, SD2.x or SDXL family"
+                f"AttentionHookedUNet: {type(model.model).__name__} is not a U-Net with attention layers; it needs a model of "
+                "the SD1.x, SD2.x or SDXL family"
             )
         chosen = HookedLayers(
             self_attention=frozenset(layer for layer in layers if layer.block in PARTS[self_attention]),

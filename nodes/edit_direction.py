@@ -23,7 +23,8 @@ class EditDirection(io.ComfyNode):
                 io.String.Input("caption", multiline=True, tooltip="What the source image shows, by hand or from Auto Caption."),
                 io.String.Input("edit_from", tooltip='What shall change, such as "a cat". Empty: the whole caption.'),
                 io.String.Input(
-                    "edit_to", tooltip='What it shall become, such as "a dog". Empty: the phrase above is removed from the caption.'
+                    "edit_to",
+                    tooltip='What it shall become, such as "a dog". Empty: the phrase above is removed from the caption.',
                 ),
                 io.String.Input(
                     "bank", default="", multiline=True,

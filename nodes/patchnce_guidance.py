@@ -24,7 +24,7 @@ class PatchNCEGuidance(io.ComfyNode):
                     "negative", tooltip="What CFG pushes away from. pix2pix-zero uses the caption of the source here."
                 ),
                 Trajectory.Input("trajectory", tooltip="The trajectory output of DDIM Invert."),
-                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance scale (papers: 5)."),
+                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="CFG scale (papers: 5)."),
                 io.Float.Input(
                     "lambda_xa", default=0.1, min=0.0, max=100.0, step=0.01, round=0.0001,
                     tooltip="How strongly the cross-attention maps are held to the source: more keeps more layout and edits "
@@ -44,7 +44,8 @@ class PatchNCEGuidance(io.ComfyNode):
                     tooltip="Of the contrastive loss (papers: 0.07). Lower looks harder at the most similar patches.",
                 ),
                 io.Int.Input(
-                    "patches", default=256, min=1, max=4096, tooltip="Random places compared a layer and patch size (papers: 256)."
+                    "patches", default=256, min=1, max=4096,
+                    tooltip="Random places compared a layer and patch size (papers: 256).",
                 ),
                 io.String.Input(
                     "patch_sizes", default="1, 2", tooltip="Sides of the compared patches in positions of the map (CDS: 1, 2)."
@@ -55,7 +56,8 @@ class PatchNCEGuidance(io.ComfyNode):
                     "source.",
                 ),
                 io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Share of the sampling where guidance starts."
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="Share of the sampling where guidance starts.",
                 ),
                 io.Float.Input(
                     "end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
@@ -111,5 +113,6 @@ def check(hooked_model, source: list, edited: list, weights: GuidanceWeights) ->
     if len(source) != len(edited) or any(s[0].shape[1:] != e[0].shape[1:] for s, e in zip(source, edited, strict=False)):
         raise ValueError(
             "PatchNCEGuidance: source and edited conditioning differ in entries or tokens "
-            f"({[tuple(c[0].shape) for c in source]} and {[tuple(c[0].shape) for c in edited]}); take both from one Edit Direction"
+            f"({[tuple(c[0].shape) for c in source]} and {[tuple(c[0].shape) for c in edited]}); take both from one "
+            "Edit Direction"
         )

@@ -1,9 +1,9 @@
 """Exact gradients through the host's models.
 
-The host executes nodes in inference mode, its weights may be inference tensors, and they may be offloaded, quantised, or streamed
-through a buffer that is overwritten before the backward pass. Plain autograd fails on the first and is silently wrong on the last.
-Here every weighted operation is one autograd function that asks the host for its weight again in the backward pass, so no weight
-is ever saved or copied.
+The host executes nodes in inference mode, its weights may be inference tensors, and they may be offloaded, quantised, or
+streamed through a buffer that is overwritten before the backward pass. Plain autograd fails on the first and is silently wrong on
+the last. Here every weighted operation is one autograd function that asks the host for its weight again in the backward pass, so
+no weight is ever saved or copied.
 """
 
 import contextlib

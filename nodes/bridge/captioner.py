@@ -5,7 +5,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...zerocon_core.captioning import caption_images, load_captioner
-from ...zerocon_core.toyworld import CAPTIONER_FOLDER
+from ...zerocon_core.toyworld.weights import CAPTIONER_FOLDER
 from .files import captioner_folder
 
 

@@ -72,7 +72,7 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         finally:
             del self.guidance, self.sigmas
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):
+    def predict_noise(self, x, timestep, model_options, seed=None):
         sigma = float(timestep[0])
         if not self.guides or not self.in_window(sigma):
             return super().predict_noise(x, timestep, model_options, seed)

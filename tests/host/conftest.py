@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 COMFYUI = Path(os.environ.get("COMFYUI_PATH", Path.home() / "comfy" / "ComfyUI"))
 # models, input, output, temp and user folders, empty, for this run
 BASE = tempfile.TemporaryDirectory(prefix="zerocon-host-tests-")
@@ -46,9 +47,7 @@ def import_pack() -> None:
     """Import this repository as `zerocon_pack` and register its nodes as the host's loader does."""
     import nodes
 
-    spec = importlib.util.spec_from_file_location(
-        "zerocon_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
+    spec = importlib.util.spec_from_file_location("zerocon_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     pack = sys.modules["zerocon_pack"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pack)
 
@@ -86,9 +85,7 @@ class TestCapture:
     """Keeps what arrives at `value`; run_graph returns it under the node's id."""
 
     captured: dict[str, Any] = {}
-    INPUT_TYPES = classmethod(
-        lambda cls: {"required": {"value": (AnyType("*"), {})}, "hidden": {"node_id": "UNIQUE_ID"}}
-    )
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"value": (AnyType("*"), {})}, "hidden": {"node_id": "UNIQUE_ID"}})
     RETURN_TYPES = ()
     OUTPUT_NODE = True
     FUNCTION = "put"
@@ -145,9 +142,7 @@ def run_graph() -> Callable[..., GraphRun]:
         executor.execute(graph, prompt_id, {"client_id": "tests"}, output_ids)
         statuses = dict(executor.status_messages)
         error = statuses.get("execution_error", {}).get("exception_message")
-        return GraphRun(
-            executor.success, executor.history_result["outputs"], TestCapture.captured, error, server.messages
-        )
+        return GraphRun(executor.success, executor.history_result["outputs"], TestCapture.captured, error, server.messages)
 
     return run
 
@@ -165,6 +160,7 @@ def report_progress(value: int, total: int, preview: Any, node_id: str | None = 
 
 import_host()
 import_pack()
+sys.path.append(str(HERE))  # for the tests' own modules, after everything of the host
 
 
 def register_test_nodes() -> None:

@@ -1,0 +1,205 @@
+"""Gradients through the host's models against plain autograd on ordinary float32 weights."""
+
+import hashlib
+
+import comfy.model_management
+import comfy.ops
+import pytest
+import torch
+from tiny import SIZES, randn, relative_error, tiny_unet
+from zerocon_pack.nodes.bridge.attention import HookedLayers, observe, transformer_layers
+from zerocon_pack.nodes.bridge.autograd import autograd_region
+
+X = randn(1, 4, 16, 12, seed=1)
+CONTEXT = randn(1, 7, SIZES["context_dim"], seed=2)
+SIGMA = torch.tensor([1.5])
+
+
+def denoise(model, x, **options):
+    return model.apply_model(x, SIGMA, c_crossattn=CONTEXT, transformer_options=options)
+
+
+def plain_gradient(patcher) -> torch.Tensor:
+    """By autograd alone; right only for resident float32 weights made outside inference mode."""
+    with torch.enable_grad():
+        x = X.clone().requires_grad_(True)
+        return torch.autograd.grad(denoise(patcher.model, x).square().mean(), x)[0]
+
+
+def region_gradient(patcher, in_place: bool = False, **options) -> torch.Tensor:
+    """As a node would take it: inside the host's inference mode, through the autograd region."""
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([patcher])
+        with autograd_region([patcher.model.diffusion_model], in_place):
+            x = X.clone().requires_grad_(True)
+            return torch.autograd.grad(denoise(patcher.model, x, **options).square().mean(), x)[0]
+
+
+@pytest.fixture(scope="module")
+def truth() -> torch.Tensor:
+    return plain_gradient(tiny_unet())
+
+
+def test_weights_that_are_inference_tensors(truth):
+    with torch.inference_mode():
+        loaded = tiny_unet()
+    assert next(loaded.model.parameters()).is_inference()
+    assert relative_error(region_gradient(loaded), truth) < 1e-5
+
+
+def test_float16_weights():
+    with torch.inference_mode():
+        loaded = tiny_unet(torch.float16)
+    rounded = tiny_unet()
+    with torch.no_grad():
+        for parameter in rounded.model.diffusion_model.parameters():
+            parameter.copy_(parameter.half().float())
+    assert relative_error(region_gradient(loaded), plain_gradient(rounded)) < 1e-5
+
+
+def test_lora_patch(truth):
+    key = "diffusion_model.output_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+    with torch.inference_mode():
+        loaded = tiny_unet().clone()
+    delta = randn(*loaded.model.state_dict()[key].shape, seed=5) * 0.3
+    assert loaded.add_patches({key: ("diff", (delta,))}, strength_patch=0.5) == [key]
+    merged = tiny_unet()
+    with torch.no_grad():
+        merged.model.get_parameter(key).add_(0.5 * delta)
+    expected = plain_gradient(merged)
+    assert relative_error(truth, expected) > 1e-3, "the patch must matter"
+    assert relative_error(region_gradient(loaded), expected) < 1e-5
+    loaded.unpatch_model()
+
+
+def stream_weights(monkeypatch) -> None:
+    """Hand out every weight in one buffer that the next operation overwrites, as the host does when memory is short."""
+    cast, buffer = comfy.ops.cast_bias_weight, torch.empty(200_000)
+
+    def cast_into_buffer(module, *args, **kwargs):
+        weight, *rest = cast(module, *args, **kwargs)
+        streamed = buffer[: weight.numel()].view(weight.shape)
+        streamed.data.copy_(weight)
+        return streamed, *rest
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", cast_into_buffer)
+
+
+def test_weights_streamed_through_a_reused_buffer(monkeypatch):
+    streamed = tiny_unet(torch.float16)  # its operations cast, and so ask for their weights
+    expected = region_gradient(streamed)
+    stream_weights(monkeypatch)
+    assert relative_error(region_gradient(streamed), expected) < 1e-5
+    with torch.enable_grad():
+        x = X.clone().requires_grad_(True)
+        out = denoise(streamed.model, x)
+        try:
+            plain = torch.autograd.grad(out.square().mean(), x)[0]
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+        else:
+            assert relative_error(plain, expected) > 0.1, "the simulation must break plain autograd"
+
+
+def test_a_layer_whose_forward_is_replaced(truth):
+    """Adapters that wrap a layer's forward are differentiated through what they compute."""
+    patcher = tiny_unet()
+    layer = patcher.model.diffusion_model.output_blocks[1][1].transformer_blocks[0].attn1.to_q
+    original, delta = layer.forward, randn(*layer.weight.shape, seed=5) * 0.1
+    layer.forward = lambda x: original(x) + x @ delta.T
+    expected = plain_gradient(patcher)
+    replaced = layer.forward
+    assert relative_error(truth, expected) > 1e-3
+    assert relative_error(region_gradient(patcher), expected) < 1e-5
+    assert layer.forward is replaced
+
+
+def test_control_that_is_added_in_place(truth):
+    def with_control(patcher, take):
+        model = patcher.model
+        apply_model = model.apply_model
+        control = {"output": [randn(1, 64, 8, 6, seed=9)], "middle": [randn(1, 64, 8, 6, seed=8)]}
+        model.apply_model = lambda *args, **kwargs: apply_model(*args, **kwargs, control={k: v[:] for k, v in control.items()})
+        try:
+            return take(patcher)
+        finally:
+            del model.apply_model
+
+    def plain(patcher):
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            return plain_gradient(patcher)
+
+    expected = with_control(tiny_unet(), plain)
+    assert relative_error(truth, expected) > 1e-3
+    with torch.inference_mode():
+        loaded = tiny_unet()
+    assert relative_error(with_control(loaded, lambda p: region_gradient(p, in_place=True)), expected) < 1e-5
+
+
+def test_gradient_of_captured_attention():
+    """The path that guidance takes: gradients of what the hooks read, not of the output."""
+
+    def loss(observation):
+        maps = [*observation.cross_attention.values(), *observation.self_attention.values()]
+        return sum((m * torch.linspace(-1, 1, m.numel()).view(m.shape)).sum() for m in maps)
+
+    def gradient(patcher):
+        layers = frozenset(transformer_layers(patcher.model.diffusion_model))
+        x = X.clone().requires_grad_(True)
+        cond = [{"model_conds": {"c_crossattn": comfy.conds.CONDCrossAttn(CONTEXT)}, "uuid": "a"}]
+        patcher.pre_run()
+        seen = observe(patcher.model, cond, x, SIGMA, patcher.model_options, HookedLayers(layers, layers))
+        patcher.cleanup()
+        return torch.autograd.grad(loss(seen), x)[0]
+
+    with torch.enable_grad():
+        expected = gradient(tiny_unet())
+    with torch.inference_mode():
+        loaded = tiny_unet()
+        with autograd_region([loaded.model.diffusion_model]):
+            assert relative_error(gradient(loaded), expected) < 1e-5
+
+
+def test_no_weight_is_saved():
+    with torch.inference_mode():
+        patcher = tiny_unet()
+    weights = {p.data_ptr() for p in patcher.model.parameters() if p.ndim > 1}
+    saved = []
+    with autograd_region([patcher.model.diffusion_model]):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+            denoise(patcher.model, X.clone().requires_grad_(True))
+    assert saved and not weights & set(saved)
+
+
+def fingerprint(patcher) -> dict:
+    model = patcher.model
+    weights = hashlib.sha256()
+    for _, parameter in sorted(model.named_parameters()):
+        weights.update(parameter.detach().numpy().tobytes())
+    return {
+        "weights": weights.hexdigest(),
+        "pointers": [p.data_ptr() for p in model.parameters()],
+        "flags": [(p.requires_grad, p.is_inference()) for p in model.parameters()],
+        "training": [m.training for m in model.modules()],
+        "forwards": [m.__dict__.get("forward") for m in model.modules()],
+        "patches": list(patcher.patches),
+        "in_training": getattr(comfy.model_management, "in_training", None),
+        "modes": (torch.is_inference_mode_enabled(), torch.is_grad_enabled()),
+    }
+
+
+@pytest.mark.parametrize("failure", [None, RuntimeError, comfy.model_management.InterruptProcessingException])
+def test_everything_is_as_before(failure):
+    with torch.inference_mode():
+        patcher = tiny_unet()
+        before = fingerprint(patcher)
+        try:
+            with autograd_region([patcher.model.diffusion_model], writes_in_place=True):
+                x = X.clone().requires_grad_(True)
+                out = denoise(patcher.model, x)
+                if failure is not None:
+                    raise failure()
+                torch.autograd.grad(out.sum(), x)
+        except BaseException as error:
+            assert failure is not None and isinstance(error, failure)
+        assert fingerprint(patcher) == before

@@ -1,0 +1,251 @@
+"""The nodes in the host's executor: what they hand on, and what they refuse in one sentence."""
+
+from pathlib import Path
+
+import folder_paths
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler
+from tiny import conditioning, randn, relative_error, tiny_unet
+from zerocon_pack.nodes.bridge.inversion import default_sigmas
+
+
+class WordClip:
+    """A text encoder with the host's interface: each word has its own fixed embedding; 8 tokens a window."""
+
+    WINDOW = 8
+
+    class tokenizer:
+        class clip_l:
+            start_token, end_token, pad_token = "<", ">", ">"
+            inv_vocab = type("Same", (dict,), {"__missing__": lambda self, word: word + "</w>"})()
+
+    def tokenize(self, text):
+        words = text.split()
+        step = self.WINDOW - 2
+        windows = [words[i : i + step] for i in range(0, len(words), step)] or [[]]
+        pad = lambda w: ["<", *w, *[">"] * (self.WINDOW - 1 - len(w))]
+        return {"l": [[(word, 1.0) for word in pad(window)] for window in windows]}
+
+    def encode_from_tokens(self, tokens, return_pooled=False):
+        rows = [randn(64, seed=sum(map(ord, word)) + 7 * i) for w in tokens["l"] for i, (word, _) in enumerate(w)]
+        cond = torch.stack(rows)[None]
+        return cond, cond.mean(1)
+
+    def encode_from_tokens_scheduled(self, tokens):
+        cond, pooled = self.encode_from_tokens(tokens, True)
+        return [[cond, {"pooled_output": pooled, "kept": 1}]]
+
+
+def graph(**changes) -> dict:
+    """The pipeline from latent to edited latent. `changes` are inputs by node, such as invert={"steps": 3}."""
+    nodes = {
+        "direction": ("ZeroConEditDirection", dict(
+            clip=["clip", 0], caption="a red cat on a mat", edit_from="red", edit_to="blue", bank="", strength=1.0)),
+        "invert": ("ZeroConDDIMInvert", dict(
+            model=["model", 0], image_latent=["latent", 0], conditioning=["direction", 0], steps=2, lambda_ac=0.0,
+            lambda_kl=0.0, regularization_steps=5, rolls=5, refinements=0, seed=0)),
+        "hooks": ("ZeroConAttentionHookedUNet", dict(
+            model=["model", 0], self_attention="decoder", cross_attention="all", max_side=0)),
+        "guidance": ("ZeroConPatchNCEGuidance", dict(
+            hooked_model=["hooks", 0], source=["direction", 0], edited=["direction", 1], negative=["direction", 0],
+            trajectory=["invert", 1], cfg=5.0, lambda_xa=0.1, lambda_cut=1.0, weighting="relative", temperature=0.07,
+            patches=256, patch_sizes="1, 2", contrast="cds", start_percent=0.0, end_percent=1.0, seed=0)),
+        "noise": ("DisableNoise", {}),
+        "sampler": ("KSamplerSelect", dict(sampler_name="euler")),
+        "sample": ("SamplerCustomAdvanced", dict(
+            noise=["noise", 0], guider=["guidance", 0], sampler=["sampler", 0], sigmas=["invert", 2],
+            latent_image=["invert", 0])),
+        "result": ("TestCapture", dict(value=["sample", 0])),
+    }  # fmt: skip
+    for name in ("clip", "model", "latent"):
+        nodes[name] = "TestValue", {"key": name}
+    for name, inputs in changes.items():
+        nodes[name] = (inputs.pop("class_type", None) or nodes[name][0], (nodes.get(name) or ("", {}))[1] | inputs)
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.inference_mode():
+        return tiny_unet()
+
+
+@pytest.fixture
+def values(model):
+    return {"clip": WordClip(), "model": model, "latent": {"samples": randn(1, 4, 8, 8), "kept": 1}}
+
+
+def test_the_pipeline_runs_and_reports_progress(run_graph, values):
+    run = run_graph(graph(), values)
+    assert run.success, run.error
+    latent = run.captured["result"]
+    assert latent["samples"].shape == (1, 4, 8, 8) and latent["kept"] == 1
+    assert torch.isfinite(latent["samples"]).all()
+    assert any("progress" in str(event) for event, _ in run.messages)
+
+
+def test_same_seed_same_bits_after_other_work(run_graph, values):
+    changed = dict(guidance={"patches": 5, "seed": 3}, invert={"lambda_ac": 1.0, "seed": 3})
+    first = run_graph(graph(**changed), values).captured["result"]["samples"]
+    other = run_graph(graph(guidance={"patches": 5, "seed": 4}, invert={"lambda_ac": 1.0, "seed": 4}), values)
+    assert not torch.equal(other.captured["result"]["samples"], first)
+    torch.manual_seed(99)
+    again = run_graph(graph(**changed), values | {"latent": dict(values["latent"])}).captured["result"]["samples"]
+    assert torch.equal(again, first)
+
+
+REFUSALS = {
+    "no hooks": (dict(guidance={"hooked_model": ["model", 0]}), ["Attention Hooked U-Net"]),
+    "no cross-attention": (dict(hooks={"cross_attention": "none"}), ["lambda_xa", "cross-attention"]),
+    "no self-attention": (dict(hooks={"self_attention": "none"}), ["lambda_cut", "self-attention"]),
+    "relative to nothing": (dict(guidance={"lambda_xa": 0.0}), ["weighting", "absolute"]),
+    "patch sizes": (dict(guidance={"patch_sizes": "1, x"}), ["patch_sizes", "1, x"]),
+    "empty caption": (dict(direction={"caption": " "}), ["caption is empty"]),
+    "no phrases": (dict(direction={"edit_from": "", "edit_to": ""}), ["from", "to", "empty"]),
+    "identical phrases": (dict(direction={"edit_to": "Red"}), ["red", "zero"]),
+    "bad bank": (dict(direction={"bank": "a photo"}), ["a photo", "=>"]),
+    "wrong sampler": (dict(sampler={"sampler_name": "dpmpp_2m"}), ["KSamplerSelect", "euler"]),
+    "flipped schedule": (
+        dict(
+            flip={"class_type": "FlipSigmas", "sigmas": ["steps", 0]},
+            steps={"class_type": "BasicScheduler", "model": ["model", 0], "scheduler": "normal", "steps": 3, "denoise": 1.0},
+            invert={"schedule": ["flip", 0]},
+        ),
+        ["DDIMInvert", "high to low"],
+    ),
+    "no steps": (
+        dict(
+            steps={"class_type": "BasicScheduler", "model": ["model", 0], "scheduler": "normal", "steps": 3, "denoise": 0.0},
+            invert={"schedule": ["steps", 0]},
+        ),
+        ["DDIMInvert", "at least 1"],
+    ),
+    "other schedule": (
+        dict(
+            steps={"class_type": "BasicScheduler", "model": ["model", 0], "scheduler": "karras", "steps": 7, "denoise": 1.0},
+            sample={"sigmas": ["steps", 0]},
+        ),
+        ["sigmas output", "DDIMInvert"],
+    ),
+    "other latent": (
+        dict(
+            other={"class_type": "EmptyLatentImage", "width": 128, "height": 64, "batch_size": 1},
+            sample={"latent_image": ["other", 0]},
+        ),
+        ["latent", "trajectory", "DDIMInvert"],
+    ),
+    "other text encoder": (
+        dict(guidance={"edited": ["short", 0]}, short={"class_type": "TestValue", "key": "short"}),
+        ["tokens", "one Edit Direction"],
+    ),
+}
+
+
+@pytest.mark.parametrize("changes, said", REFUSALS.values(), ids=REFUSALS.keys())
+def test_refusals_are_one_sentence_and_the_next_run_works(run_graph, values, changes, said):
+    values["short"] = conditioning(1, tokens=5)
+    run = run_graph(graph(**{name: dict(inputs) for name, inputs in changes.items()}), values)
+    assert not run.success
+    assert all(words in run.error for words in said), run.error
+    assert "\n" not in run.error.strip() and not run.error.strip().endswith("."), run.error
+    assert run_graph(graph(), values).success
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite(run_graph, values, bad):
+    values["latent"]["samples"][0, 0, 0, 0] = bad
+    run = run_graph(graph(), values)
+    assert not run.success and "DDIMInvert" in run.error and "NaN" in run.error
+
+
+def test_a_model_that_is_no_unet(run_graph, values):
+    class Transformer(torch.nn.Module):
+        pass
+
+    class Patcher:
+        model = Transformer()
+        get_model_object = lambda self, name: Transformer()
+
+    nodes = {name: node for name, node in graph(result={"value": ["hooks", 0]}).items() if name in ("model", "hooks", "result")}
+    run = run_graph(nodes, values | {"model": Patcher()})
+    assert not run.success and "SD1.x" in run.error
+
+
+def test_directions_keep_options_and_are_what_the_sentences_say(run_graph, values):
+    nodes = graph(direction={"bank": "a photo of {}", "strength": 0.5})
+    nodes = {name: nodes[name] for name in ("clip", "direction")}
+    for i in range(3):
+        nodes[f"out{i}"] = {"class_type": "TestCapture", "inputs": {"value": ["direction", i]}}
+    run = run_graph(nodes, values)
+    assert run.success, run.error
+    source, edited, direction = (run.captured[f"out{i}"] for i in range(3))
+    clip = WordClip()
+    encode = lambda text: clip.encode_from_tokens(clip.tokenize(text))[0]
+    expected = encode("a photo of blue") - encode("a photo of red")
+    assert relative_error(direction.tokens, expected) < 1e-6
+    assert torch.equal(source[0][0], encode("a red cat on a mat"))
+    assert relative_error(edited[0][0], source[0][0] + 0.5 * expected) < 1e-6
+    assert edited[0][1]["kept"] == 1
+    assert relative_error(edited[0][1]["pooled_output"], source[0][1]["pooled_output"] + 0.5 * expected.mean(1)) < 1e-5
+
+
+def test_long_captions_work_and_long_sentences_say_what_was_cut(run_graph, values, caplog):
+    caption = "a red cat on a mat beside the very old wooden door"
+    run = run_graph(graph(direction={"caption": caption, "edit_from": "", "edit_to": "a blue cat"}), values)
+    assert run.success, run.error
+    assert any("the very old wooden door" in record.getMessage() for record in caplog.records)
+
+
+def test_a_direction_survives_saving_and_loading(run_graph, values):
+    nodes = graph()
+    nodes = {name: nodes[name] for name in ("clip", "direction")}
+    nodes["save"] = {
+        "class_type": "ZeroConSaveEditDirection",
+        "inputs": {"direction": ["direction", 2], "filename_prefix": "directions/test"},
+    }
+    nodes["out"] = {"class_type": "TestCapture", "inputs": {"value": ["direction", 2]}}
+    saved = run_graph(nodes, values)
+    assert saved.success, saved.error
+    name = saved.outputs["save"]["text"][0].split("/")[-1] + " [output]"
+    load = {"class_type": "ZeroConLoadEditDirection", "inputs": {"name": name}}
+    loaded = run_graph({"load": load, "out": {"class_type": "TestCapture", "inputs": {"value": ["load", 0]}}}, values)
+    assert loaded.success, loaded.error
+    assert torch.equal(loaded.captured["out"].tokens, saved.captured["out"].tokens)
+    assert torch.equal(loaded.captured["out"].pooled, saved.captured["out"].pooled)
+
+
+def test_a_damaged_direction_says_so(run_graph, values):
+    folder = Path(folder_paths.get_output_directory()) / "directions"
+    folder.mkdir(exist_ok=True)
+    (folder / "damaged.safetensors").write_bytes(b"not safetensors")
+    load = {"class_type": "ZeroConLoadEditDirection", "inputs": {"name": "damaged.safetensors [output]"}}
+    run = run_graph({"load": load, "out": {"class_type": "TestCapture", "inputs": {"value": ["load", 0]}}}, values)
+    assert not run.success and "damaged" in run.error and "save it again" in run.error
+
+
+def test_inversion_agrees_with_diffusers_driving_the_same_network(run_graph, values, model):
+    """diffusers' inverse DDIM scheduler in variance-preserving form, float64, on the same U-Net."""
+    steps = 20
+    scheduler = DDIMInverseScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
+        steps_offset=1,
+    )  # fmt: skip
+    scheduler.set_timesteps(steps)
+    truth = tiny_unet().model.diffusion_model.double()
+    truth.dtype = torch.float64
+    condition = WordClip().encode_from_tokens_scheduled(WordClip().tokenize("a red cat on a mat"))[0][0]
+    x = values["latent"]["samples"].double() * model.model.latent_format.scale_factor
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            eps = truth(x, timestep.double().repeat(1), context=condition.double())
+            x = scheduler.step(eps, timestep, x).prev_sample
+
+    nodes = graph(invert={"steps": steps}, result={"value": ["invert", 0]})
+    for unused in ("sample", "guidance", "hooks", "noise", "sampler"):
+        nodes.pop(unused)
+    run = run_graph(nodes, values)
+    assert run.success, run.error
+    sigma = default_sigmas(model, steps)[0]
+    ours = run.captured["result"]["samples"] * model.model.latent_format.scale_factor / (1 + sigma**2).sqrt()
+    assert relative_error(ours, x) < 1e-4
