@@ -57,9 +57,10 @@ def train(steps: int) -> None:
         index = pick(generator, BATCH)
         x = tensor(images[index.numpy()])
         x = (x + 0.03 * torch.randn(x.shape, generator=generator)) * 2.0 - 1.0
-        seen = model.vision_model(pixel_values=x).last_hidden_state
-        output = model.text_decoder(input_ids=lines[index], encoder_hidden_states=seen, labels=lines[index])
-        return output.loss.mean()
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = model.vision_model(pixel_values=x).last_hidden_state
+            output = model.text_decoder(input_ids=lines[index], encoder_hidden_states=seen, labels=lines[index])
+        return output.loss.float().mean()
 
     def report() -> None:
         export(model)

@@ -17,10 +17,10 @@ class WeightsError(RuntimeError):
 def read(name: str) -> dict[str, torch.Tensor]:
     """The tensors of `weights/<name>.safetensors`, floating-point ones in fp32."""
     path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        raise WeightsError(_restore(path, "missing"))
     try:
         tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise WeightsError(_restore(path, "missing")) from error
     except (SafetensorError, OSError) as error:
         raise WeightsError(_restore(path, "damaged")) from error
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
