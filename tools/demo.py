@@ -42,7 +42,7 @@ def run_demo(client: Client, folder: Path) -> int:
 
     folder.mkdir(exist_ok=True)
     path = folder / "zerocon_demo.png"
-    captions = ("source", "reconstruction", f"{edit['edit_from']} → {edit['edit_to']}")
+    captions = ("source", "reconstruction", f"{edit['edit_from']} to {edit['edit_to']}")
     side_by_side([panels[panel] for panel in PANELS], captions).save(path)
     print(f"\npicture         {path}")
     print(f"time            {seconds:.1f} s for the workflow")
@@ -86,7 +86,7 @@ def report(panels: dict[str, np.ndarray], target: str) -> int:
         print(f"background      {psnr(panels['source'], panels[name], outside):.1f} dB PSNR, {name} against source")
     for name in WORDS:
         [was], [now] = getattr(before, name), getattr(after, name)
-        print(f"{name:15} {was} → {now}" if was != now else f"{name:15} {now}, unchanged")
+        print(f"{name:15} {was} -> {now}" if was != now else f"{name:15} {now}, unchanged")
     [found] = getattr(after, attribute)
     if found == target:
         return 0

@@ -36,8 +36,12 @@ def bundled_graph(client: Client) -> dict:
 
 @pytest.fixture
 def toy_graph(bundled_graph: dict) -> dict:
-    """The shipped workflow, free to be changed by the test."""
-    return copy.deepcopy(bundled_graph)
+    """The shipped workflow with few steps, free to be changed by the test."""
+    graph = copy.deepcopy(bundled_graph)
+    for node in graph.values():
+        if node["class_type"] == "ZeroConDDIMInvert":
+            node["inputs"]["steps"] = 8
+    return graph
 
 
 @pytest.fixture
