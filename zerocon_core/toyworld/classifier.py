@@ -44,9 +44,9 @@ class Classifier(nn.Module):
 
 def load_classifier() -> Classifier:
     """The classifier with the shipped weights."""
-    model = Classifier()
+    model, state = Classifier(), weights.read("classifier")
     try:
-        model.load_state_dict(weights.read("classifier"))
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise weights.damaged("classifier") from error
     return model.eval()
