@@ -230,3 +230,16 @@ def test_conditionings_of_several_areas():
 
     left, right = area(1, 0), area(2, 8)
     assert relative_error(run(right + left, right + left), run(left + right, left + right)) < 1e-5
+
+
+def test_memory_is_reserved_for_the_backward_pass(monkeypatch):
+    asked = []
+    load = comfy.model_management.load_models_gpu
+    monkeypatch.setattr(
+        comfy.model_management, "load_models_gpu", lambda *a, **k: (asked.append(k["memory_required"]), load(*a, **k))
+    )
+    model, latent = hooked(tiny_unet()), randn(1, 4, 8, 8)
+    edit(model, latent, GuidanceWeights(0, 0))
+    plain = asked[-1]
+    edit(model, latent, GuidanceWeights(0.1, 0))
+    assert asked[-1] == pytest.approx(10 * plain)
