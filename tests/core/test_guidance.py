@@ -176,12 +176,12 @@ def test_patches_are_drawn_anew_each_step_from_the_seed():
     assert first.equal(again[0]) and second.equal(again[1])
 
 
-def test_shift_leaves_no_trace():
-    x = X.clone().requires_grad_()
-    before = x.detach().clone()
+@pytest.mark.parametrize("recording", [False, True])
+def test_shift_leaves_no_trace(recording):
+    x = X.clone().requires_grad_(recording)
     moved = shift(RELATIVE, x)
     assert not moved.requires_grad and moved.shape == x.shape
-    assert x.grad is None and x.detach().equal(before)
+    assert x.grad is None and x.requires_grad == recording and x.detach().equal(X)
 
 
 @pytest.mark.parametrize("kind", ["cross_attention", "self_attention"])
@@ -190,6 +190,13 @@ def test_other_layers_than_the_references_are_an_error(kind):
     for layers in ({}, {"full": maps["full"]}, {"full": maps["full"], "other": maps["half"]}):
         with pytest.raises(ValueError, match="not comparable"):
             shift(ABSOLUTE, reference=replace(REFERENCE, **{kind: layers}))
+
+
+@pytest.mark.parametrize("weights", [ABSOLUTE, GuidanceWeights(0.3, 0.0)], ids=["both", "xa"])
+def test_no_layers_at_all_is_an_error(weights):
+    nothing = Observation({}, {})
+    with pytest.raises(ValueError, match="not comparable"):
+        Guidance(weights, generator()).shift(lambda x: nothing, X, SIGMA, nothing)
 
 
 @pytest.mark.parametrize("weights", [ABSOLUTE, RELATIVE, GuidanceWeights(0.3, 0.0)], ids=["absolute", "relative", "xa"])
