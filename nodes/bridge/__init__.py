@@ -1,11 +1,11 @@
 """The only code that touches the host's internals.
 
-    autograd      gradients through the host's models, whatever their weights are
-    attention     the hooked layers of a U-Net and what they show during a pass
-    inversion     the core's DDIM inversion as a host sampler
-    guider        the core's guided step as a host guider
-    conditioning  sentences through the host's CLIP, edit directions on its CONDITIONING
-    captioner     a captioner under the host's memory management
-    files         edit directions and captioners in the host's folders
-    toyworld      the bundled miniature world as the host's own MODEL, CLIP and VAE
+autograd      gradients through the host's models, whatever their weights are
+attention     the hooked layers of a U-Net and what they show during a pass
+inversion     the core's DDIM inversion as a host sampler
+guider        the core's guided step as a host guider
+conditioning  sentences through the host's CLIP, edit directions on its CONDITIONING
+captioner     a captioner under the host's memory management
+files         edit directions and captioners in the host's folders
+toyworld      the bundled miniature world as the host's own MODEL, CLIP and VAE
 """

@@ -1,6 +1,7 @@
 """A captioner under the host's memory management."""
 
 import comfy.model_management
+import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -21,4 +22,10 @@ def caption(images: Tensor, name: str, prefix: str) -> list[str]:
         offload_device=comfy.model_management.text_encoder_offload_device(),
     )
     comfy.model_management.load_models_gpu([patcher])
-    return caption_images(model, processor, images, prefix)
+    progress = comfy.utils.ProgressBar(len(images))
+    captions = []
+    for image in images.split(1):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        captions += caption_images(model, processor, image, prefix)
+        progress.update(1)
+    return captions

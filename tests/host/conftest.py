@@ -90,7 +90,7 @@ class TestCapture:
     OUTPUT_NODE = True
     FUNCTION = "put"
     CATEGORY = "tests"
-    IS_CHANGED = classmethod(lambda cls, value=None: float("nan"))
+    IS_CHANGED = classmethod(lambda cls, value=None, **_: float("nan"))
 
     def put(self, value: Any, node_id: str) -> dict:
         self.captured[node_id] = value

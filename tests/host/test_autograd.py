@@ -6,17 +6,19 @@ import comfy.model_management
 import comfy.ops
 import pytest
 import torch
-from tiny import SIZES, randn, relative_error, tiny_unet
+from tiny import FAMILIES, WIDTH, randn, relative_error, tiny_unet
 from zerocon_pack.nodes.bridge.attention import HookedLayers, observe, transformer_layers
 from zerocon_pack.nodes.bridge.autograd import autograd_region
 
 X = randn(1, 4, 16, 12, seed=1)
-CONTEXT = randn(1, 7, SIZES["context_dim"], seed=2)
+CONTEXT = randn(1, 7, WIDTH, seed=2)
+VECTOR = randn(1, WIDTH + 6 * 256, seed=3)  # pooled text and sizes, for SDXL
 SIGMA = torch.tensor([1.5])
 
 
 def denoise(model, x, **options):
-    return model.apply_model(x, SIGMA, c_crossattn=CONTEXT, transformer_options=options)
+    vector = {"y": VECTOR} if model.adm_channels else {}
+    return model.apply_model(x, SIGMA, c_crossattn=CONTEXT, transformer_options=options, **vector)
 
 
 def plain_gradient(patcher) -> torch.Tensor:
@@ -40,11 +42,12 @@ def truth() -> torch.Tensor:
     return plain_gradient(tiny_unet())
 
 
-def test_weights_that_are_inference_tensors(truth):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_are_inference_tensors(family):
     with torch.inference_mode():
-        loaded = tiny_unet()
+        loaded = tiny_unet(family=family)
     assert next(loaded.model.parameters()).is_inference()
-    assert relative_error(region_gradient(loaded), truth) < 1e-5
+    assert relative_error(region_gradient(loaded), plain_gradient(tiny_unet(family=family))) < 1e-5
 
 
 def test_float16_weights():

@@ -8,8 +8,9 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
+from comfy.model_base import ModelType
 from comfy.patcher_extension import WrappersMP
-from tiny import conditioning, randn, relative_error, tiny_unet
+from tiny import FAMILIES, conditioning, randn, relative_error, tiny_unet
 from zerocon_pack.nodes.bridge.attention import HookedLayers, hook_layers, transformer_layers
 from zerocon_pack.nodes.bridge.guider import ZeroConGuider
 from zerocon_pack.nodes.bridge.inversion import default_sigmas, invert
@@ -41,8 +42,9 @@ def edit(model, latent, weights, steps=3, cfg=5.0, seed=0, callback=None, start=
     return guider.sample(torch.zeros_like(noise), noise, EULER, sigmas, callback=callback, disable_pbar=True)
 
 
-def test_without_weights_it_is_the_stock_guider_bit_for_bit():
-    model = tiny_unet()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_weights_it_is_the_stock_guider_bit_for_bit(family):
+    model = tiny_unet(family=family)
     latent = randn(2, 4, 16, 12)
     sigmas = default_sigmas(model, 3)
     noise, _ = invert(model, latent, SOURCE, sigmas, None, 0, 0)
@@ -66,12 +68,15 @@ def test_hooks_change_nothing_elsewhere():
     assert torch.equal(sample(hooked(model)), sample(model))
 
 
-def float64_step(unet, latent, x, sigma, sigma_next, timestep, lambda_xa, cfg):
+def float64_step(family, latent, x, sigma, sigma_next, timestep, lambda_xa, cfg):
     """pix2pix-zero's step as its paper writes it: x_t in variance-preserving form, float64, plain autograd.
 
     L_xa = sum over attn2 layers of mean_heads sum_pixels,tokens (M - M_ref)^2; x_t <- x_t - lambda grad L_xa of the conditional
     branch; eps at the new x_t under CFG; DDIM step. `latent` is the reference at this noise level.
     """
+    unet = tiny_unet(family=family).model.diffusion_model.double()
+    unet.dtype = torch.float64
+    predicts_v = FAMILIES[family][1] == ModelType.V_PREDICTION
     alpha, alpha_next = 1 / (1 + sigma**2), 1 / (1 + sigma_next**2)
     maps = []
 
@@ -85,7 +90,8 @@ def float64_step(unet, latent, x, sigma, sigma_next, timestep, lambda_xa, cfg):
 
     def eps(x_t, condition):
         maps.clear()
-        return unet(x_t, timestep.double().repeat(x_t.shape[0]), context=condition[0][0].double())
+        out = unet(x_t, timestep.double(), context=condition[0][0].double())
+        return (1 - alpha).sqrt() * x_t + alpha.sqrt() * out if predicts_v else out
 
     with torch.enable_grad():
         eps(latent.double() * alpha.sqrt(), SOURCE)
@@ -107,10 +113,10 @@ def float64_step(unet, latent, x, sigma, sigma_next, timestep, lambda_xa, cfg):
     return (alpha_next.sqrt() * z + (1 - alpha_next).sqrt() * noise) / alpha_next.sqrt()
 
 
+@pytest.mark.parametrize("family", ["SD1.x", "SD2.x"])
 @torch.inference_mode(False)
-def test_cross_attention_step_agrees_with_a_float64_transcription():
-    model, truth = tiny_unet(), tiny_unet().model.diffusion_model.double()
-    truth.dtype = torch.float64
+def test_cross_attention_step_agrees_with_a_float64_transcription(family):
+    model = tiny_unet(family=family)
     sigmas = default_sigmas(model, 8)[3:5]
     noise, path = invert(model, randn(1, 4, 16, 12), SOURCE, sigmas, None, 0, 0)
     start = noise + 0.05 * randn(1, 4, 16, 12, seed=6)
@@ -123,7 +129,10 @@ def test_cross_attention_step_agrees_with_a_float64_transcription():
     scale = model.model.latent_format.scale_factor
     timestep = model.get_model_object("model_sampling").timestep(sigmas[:1])
     sigma, sigma_next = sigmas.double()
-    step = lambda weight: float64_step(truth, path.latents[0], start * scale, sigma, sigma_next, timestep, weight, 5.0) / scale
+
+    def step(lambda_xa):
+        return float64_step(family, path.latents[0], start * scale, sigma, sigma_next, timestep, lambda_xa, 5.0) / scale
+
     expected = step(3.0)
     assert relative_error(step(0.0), expected) > 1e-3, "the guidance must matter"
     assert relative_error(result, expected) < 1e-4
@@ -143,8 +152,9 @@ def counted(model):
 
 
 @pytest.mark.parametrize("weights", [GuidanceWeights(0.1, 0), GuidanceWeights(0.1, 1.0), GuidanceWeights(0, 0.1, relative=False)])
-def test_passes_of_a_guided_step(weights):
-    model, passes = counted(hooked(tiny_unet()))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_passes_of_a_guided_step(weights, family):
+    model, passes = counted(hooked(tiny_unet(family=family)))
     steps = 4
     inverted = invert(model, randn(1, 4, 8, 8), SOURCE, default_sigmas(model, steps), None, 0, 0)
     assert passes == {"no grad": steps}

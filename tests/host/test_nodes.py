@@ -224,21 +224,30 @@ def test_a_damaged_direction_says_so(run_graph, values):
     assert not run.success and "damaged" in run.error and "save it again" in run.error
 
 
-def test_inversion_agrees_with_diffusers_driving_the_same_network(run_graph, values, model):
-    """diffusers' inverse DDIM scheduler in variance-preserving form, float64, on the same U-Net."""
+@pytest.mark.parametrize("family", ["SD1.x", "SD2.x"])
+def test_inversion_agrees_with_diffusers_driving_the_same_network(run_graph, values, family):
+    """diffusers' inverse DDIM scheduler in variance-preserving form, float64, on the same U-Net.
+
+    The network is asked at the noise level it steps to. A v prediction therefore becomes an eps prediction at that level, where
+    diffusers itself would take the level it steps from.
+    """
     steps = 20
+    with torch.inference_mode():
+        model = values["model"] = tiny_unet(family=family)
     scheduler = DDIMInverseScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
         steps_offset=1,
     )  # fmt: skip
     scheduler.set_timesteps(steps)
-    truth = tiny_unet().model.diffusion_model.double()
+    truth = tiny_unet(family=family).model.diffusion_model.double()
     truth.dtype = torch.float64
     condition = WordClip().encode_from_tokens_scheduled(WordClip().tokenize("a red cat on a mat"))[0][0]
     x = values["latent"]["samples"].double() * model.model.latent_format.scale_factor
     with torch.no_grad():
         for timestep in scheduler.timesteps:
-            eps = truth(x, timestep.double().repeat(1), context=condition.double())
+            out = truth(x, timestep.double().repeat(1), context=condition.double())
+            alpha = scheduler.alphas_cumprod[timestep].double()
+            eps = out if family == "SD1.x" else alpha.sqrt() * out + (1 - alpha).sqrt() * x
             x = scheduler.step(eps, timestep, x).prev_sample
 
     nodes = graph(invert={"steps": steps}, result={"value": ["invert", 0]})

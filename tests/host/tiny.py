@@ -6,22 +6,38 @@ import comfy.model_base
 import comfy.model_patcher
 import comfy.supported_models
 import torch
+from comfy.model_base import ModelType
 
-SIZES = dict(
+WIDTH = 64
+"""Of the text embeddings."""
+
+COMMON = dict(
     image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[1, 1], channel_mult=[1, 2],
-    transformer_depth=[1, 1], transformer_depth_middle=1, transformer_depth_output=[1, 1, 1, 1], context_dim=64,
-    use_linear_in_transformer=False, adm_in_channels=None, use_temporal_attention=False, use_spatial_transformer=True,
-    legacy=False,
+    context_dim=WIDTH, use_temporal_attention=False, use_spatial_transformer=True, legacy=False, adm_in_channels=None,
 )  # fmt: skip
+SHALLOW = dict(transformer_depth=[1, 1], transformer_depth_middle=1, transformer_depth_output=[1, 1, 1, 1])
+DEEP = dict(transformer_depth=[0, 2], transformer_depth_middle=2, transformer_depth_output=[0, 0, 2, 2])
+FAMILIES = {
+    "SD1.x": (comfy.supported_models.SD15, ModelType.EPS, SHALLOW | {"use_linear_in_transformer": False}),
+    "SD2.x": (comfy.supported_models.SD20, ModelType.V_PREDICTION, SHALLOW | {"use_linear_in_transformer": True}),
+    # Pooled text of width 64 and six embedded sizes of width 256.
+    "SDXL": (
+        comfy.supported_models.SDXL,
+        ModelType.EPS,
+        DEEP | {"use_linear_in_transformer": True, "adm_in_channels": WIDTH + 6 * 256, "num_classes": "sequential"},
+    ),
+}
 CPU = torch.device("cpu")
 
 
-def tiny_unet(dtype: torch.dtype = torch.float32, seed: int = 0, model_type=comfy.model_base.ModelType.EPS):
-    """A ModelPatcher around an SD1.x U-Net of 0.8 M weights of `dtype` that computes in float32."""
-    config = comfy.supported_models.SD15(SIZES | {"dtype": dtype})
-    config.unet_config["num_heads"] = 2
+def tiny_unet(dtype: torch.dtype = torch.float32, seed: int = 0, family: str = "SD1.x"):
+    """A ModelPatcher around a U-Net of about 1 M weights of `dtype` that computes in float32."""
+    kind, model_type, sizes = FAMILIES[family]
+    config = kind(COMMON | sizes | {"dtype": dtype})
+    config.unet_config |= {"num_heads": 2, "num_head_channels": -1}
     config.set_inference_dtype(dtype, torch.float32 if dtype != torch.float32 else None)
-    model = comfy.model_base.BaseModel(config, model_type=model_type, device=CPU)
+    base = comfy.model_base.SDXL if family == "SDXL" else comfy.model_base.BaseModel
+    model = base(config, model_type=model_type, device=CPU)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.diffusion_model.named_parameters():
@@ -39,7 +55,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def conditioning(seed: int, tokens: int = 77) -> list:
-    return [[randn(1, tokens, SIZES["context_dim"], seed=seed), {"pooled_output": None}]]
+    return [[randn(1, tokens, WIDTH, seed=seed), {"pooled_output": randn(1, WIDTH, seed=seed)}]]
 
 
 def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
