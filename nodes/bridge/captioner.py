@@ -3,21 +3,23 @@
 import comfy.model_management
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...zerocon_core.captioning import caption_images, load_captioner
 from ...zerocon_core.toyworld.weights import CAPTIONER_FOLDER
 from .files import captioner_folder
 
 
 def caption(images: Tensor, name: str, prefix: str) -> list[str]:
     """Captions of images (B, H, W, 3), by the captioner of a name from `files.captioner_names`."""
+    # Its import of transformers takes longer than the rest of the pack, and few runs of the host need it.
+    from ...zerocon_core.captioning import caption_images, load_captioner
+
     try:
         model, processor = load_captioner(captioner_folder(name, CAPTIONER_FOLDER))
     except OSError as error:
         raise OSError(f"AutoCaption: {str(error).removeprefix('AutoCaption: ')}") from error
     patcher = ModelPatcher(
-        model,
+        nn.ModuleDict({"captioner": model}),  # the patcher sets its model's `device`, which transformers' models forbid
         load_device=comfy.model_management.text_encoder_device(),
         offload_device=comfy.model_management.text_encoder_offload_device(),
     )

@@ -62,16 +62,15 @@ def load_direction(name: str) -> EditDirection:
         ) from None
 
 
+def local_captioners() -> dict[str, Path]:
+    """Every folder in models/captioners, by its name."""
+    roots = [root for root in folder_paths.get_folder_paths(CAPTIONERS) if os.path.isdir(root)]
+    return {entry.name: Path(entry.path) for root in reversed(roots) for entry in os.scandir(root) if entry.is_dir()}
+
+
 def captioner_names() -> list[str]:
-    """The toy captioner, the hub's BLIP models, and every folder in models/captioners."""
-    local = {
-        entry.name
-        for folder in folder_paths.get_folder_paths(CAPTIONERS)
-        if os.path.isdir(folder)
-        for entry in os.scandir(folder)
-        if entry.is_dir()
-    }
-    return [TOY_CAPTIONER, *HUB_CAPTIONERS, *sorted(local)]
+    """The toy captioner, the hub's BLIP models, and the local folders."""
+    return [TOY_CAPTIONER, *HUB_CAPTIONERS, *sorted(local_captioners())]
 
 
 def captioner_folder(name: str, toy_folder: Path) -> Path:
@@ -80,14 +79,13 @@ def captioner_folder(name: str, toy_folder: Path) -> Path:
         return toy_folder
     if name in HUB_CAPTIONERS:
         return Path(download(name))
-    for folder in folder_paths.get_folder_paths(CAPTIONERS):
-        path = Path(folder) / os.path.basename(name)
-        if path.is_dir():
-            return path
-    raise FileNotFoundError(
-        f'AutoCaption: there is no captioner folder "{name}"; put a BLIP model in transformers\' format into '
-        f"{folder_paths.get_folder_paths(CAPTIONERS)[0]} or choose another"
-    )
+    try:
+        return local_captioners()[name]
+    except KeyError:
+        raise FileNotFoundError(
+            f'AutoCaption: there is no captioner folder "{name}"; put a BLIP model in transformers\' format into '
+            f"{folder_paths.get_folder_paths(CAPTIONERS)[0]} or choose another"
+        ) from None
 
 
 class HostProgress(tqdm):
