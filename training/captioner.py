@@ -12,7 +12,7 @@ config = pack("zerocon_core.toyworld.config")
 scene = pack("zerocon_core.toyworld.scene")
 weights = pack("zerocon_core.toyworld.weights")
 
-BATCH = 64
+BATCH = 32
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
 PAD, _, _, SEP, _, DEC = range(len(SPECIAL))
 
@@ -25,14 +25,14 @@ def vocabulary() -> list[str]:
 def build() -> BlipForConditionalGeneration:
     """The model with random weights."""
     torch.manual_seed(5)
-    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
-    vision = sizes | {"image_size": config.IMAGE_SIZE, "patch_size": 8, "projection_dim": 128, "initializer_range": 0.02}
+    sizes = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
+    vision = sizes | {"image_size": config.IMAGE_SIZE, "patch_size": 8, "projection_dim": 96, "initializer_range": 0.02}
     text = sizes | {
         "num_hidden_layers": 2,
         "vocab_size": len(vocabulary()),
         "encoder_hidden_size": sizes["hidden_size"],
         "max_position_embeddings": 64,
-        "projection_dim": 128,
+        "projection_dim": 96,
         "pad_token_id": PAD,
         "bos_token_id": DEC,
         "sep_token_id": SEP,
@@ -41,7 +41,7 @@ def build() -> BlipForConditionalGeneration:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
-    blip = BlipConfig(text_config=text, vision_config=vision, projection_dim=128, image_text_hidden_size=128, label_smoothing=0.0)
+    blip = BlipConfig(text_config=text, vision_config=vision, projection_dim=96, image_text_hidden_size=96, label_smoothing=0.0)
     return BlipForConditionalGeneration(blip)
 
 
@@ -75,7 +75,7 @@ def export(model: BlipForConditionalGeneration) -> None:
     folder = RUNS / "captioner"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
-    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=16)
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), bos_token="[DEC]", model_max_length=16)
     side = {"height": config.IMAGE_SIZE, "width": config.IMAGE_SIZE}
     images = BlipImageProcessor(size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     BlipProcessor(images, tokenizer).save_pretrained(folder)
