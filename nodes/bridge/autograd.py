@@ -42,9 +42,7 @@ class AliasInferenceTensors(TorchFunctionMode):
 @contextlib.contextmanager
 def host_weight(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Weight and bias of `module`, cast, dequantised, patched and moved by the host to suit the input `like`."""
-    if not isinstance(module, comfy.ops.CastWeightBiasOp):
-        yield module.weight.to(like.dtype), module.bias
-    elif HAS_UNCAST:
+    if HAS_UNCAST:
         weight, bias, stream = comfy.ops.cast_bias_weight(module, like, offloadable=True)
         try:
             yield weight, bias
@@ -54,9 +52,17 @@ def host_weight(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tenso
         yield comfy.ops.cast_bias_weight(module, like)
 
 
+HOST_OPS = (comfy.ops.disable_weight_init, comfy.ops.manual_cast, comfy.ops.fp8_ops)
+LINEAR_MAPS = {getattr(ops, name) for ops in HOST_OPS for name in ("Linear", "Conv2d")}
+
+
 def is_linear_map(module: nn.Module) -> bool:
-    """Whether the input gradient of `module` needs its weight alone, not its input."""
-    return isinstance(module, (nn.Linear, nn.Conv2d)) and "forward" not in module.__dict__
+    """Whether the input gradient of `module` is a product with the weight that the host gives.
+
+    Norms, quantised layers, layers of other packs and layers with a replaced forward are computed again in the backward pass
+    instead, whatever it is that they do.
+    """
+    return type(module) in LINEAR_MAPS and "forward" not in module.__dict__
 
 
 class WeightedOp(torch.autograd.Function):

@@ -50,13 +50,14 @@ def test_weights_that_are_inference_tensors(family):
     assert relative_error(region_gradient(loaded), plain_gradient(tiny_unet(family=family))) < 1e-5
 
 
-def test_float16_weights():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_weights_of_another_precision(dtype):
     with torch.inference_mode():
-        loaded = tiny_unet(torch.float16)
+        loaded = tiny_unet(dtype)
     rounded = tiny_unet()
     with torch.no_grad():
         for parameter in rounded.model.diffusion_model.parameters():
-            parameter.copy_(parameter.half().float())
+            parameter.copy_(parameter.to(dtype).float())
     assert relative_error(region_gradient(loaded), plain_gradient(rounded)) < 1e-5
 
 
@@ -115,6 +116,28 @@ def test_a_layer_whose_forward_is_replaced(truth):
     assert relative_error(truth, expected) > 1e-3
     assert relative_error(region_gradient(patcher), expected) < 1e-5
     assert layer.forward is replaced
+
+
+class PackedLinear(torch.nn.Module):
+    """A layer as other packs bring them for quantised files: a Linear by name, its weight in a form of its own."""
+
+    __class__ = torch.nn.Linear
+
+    def __init__(self, layer):
+        super().__init__()
+        self.weight = torch.nn.Parameter(layer.weight.detach().view(torch.int32).clone(), requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.view(torch.float32), self.bias)
+
+
+def test_layers_of_other_packs(truth):
+    with torch.inference_mode():
+        patcher = tiny_unet()
+        attention = patcher.model.diffusion_model.output_blocks[1][1].transformer_blocks[0].attn1
+        attention.to_q = PackedLinear(attention.to_q)
+    assert relative_error(region_gradient(patcher), truth) < 1e-5
 
 
 def test_control_that_is_added_in_place(truth):
