@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from tools.comfy_server import ServerError, comfy_server, comfyui_version, find_comfyui
+from tools.comfy_server import PromptError, ServerError, comfy_server, comfyui_version, find_comfyui
 
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("ZEROCON_VENV", ROOT / ".venv")).expanduser().absolute()
@@ -145,5 +145,7 @@ if __name__ == "__main__":
         sys.exit("Python 3.10 or newer is needed.")
     try:
         sys.exit(main())
-    except (ServerError, subprocess.CalledProcessError) as error:
+    except (ServerError, PromptError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

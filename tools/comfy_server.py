@@ -192,7 +192,7 @@ class Client:
         entry = self.get(f"/history/{prompt_id}")[prompt_id]
         messages = dict(entry["status"]["messages"])
         if error := messages.get("execution_error"):
-            raise PromptError(f"{error['node_type']}: {error['exception_message'].strip()}", error)
+            raise PromptError(error["exception_message"].strip(), error)
         if interrupted := messages.get("execution_interrupted"):
             raise PromptError("interrupted", interrupted)
         return entry["outputs"]

@@ -75,11 +75,18 @@ def test_same_seed_gives_the_same_bits_after_another_job(toy_graph, pictures):
     assert "ZeroConPatchNCEGuidance" not in {toy_graph[node]["class_type"] for node in cached}
 
 
-def test_bad_value_is_refused_in_one_sentence_and_the_queue_goes_on(client, toy_graph, pictures):
+def test_a_value_out_of_range_is_refused(client, toy_graph):
     of_type(toy_graph, "ZeroConDDIMInvert")["steps"] = 0
     with pytest.raises(PromptError, match=r"^ZeroConDDIMInvert: Value 0 smaller than min of 1 \(steps\)$"):
         client.run(toy_graph)
-    of_type(toy_graph, "ZeroConDDIMInvert")["steps"] = 2
+
+
+def test_a_wrong_link_is_explained_in_one_sentence_and_the_queue_goes_on(client, toy_graph, pictures):
+    guidance = of_type(toy_graph, "ZeroConPatchNCEGuidance")
+    hooked, guidance["hooked_model"] = guidance["hooked_model"], of_type(toy_graph, "ZeroConDDIMInvert")["model"]
+    with pytest.raises(PromptError, match=r"^PatchNCEGuidance: the model has no hooks[^\n]*$"):
+        client.run(toy_graph)
+    guidance["hooked_model"] = hooked
     assert pictures(toy_graph)
 
 
