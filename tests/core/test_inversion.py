@@ -146,20 +146,24 @@ def test_refinements_converge_to_the_inverse_of_euler_sampling():
 
 
 def test_trajectory_and_callback_follow_the_steps():
-    latent, sigmas, seen = randn(2, 4, 3, 5), noise_levels(10), []
+    latent, sigmas, answers, seen = randn(2, 4, 3, 5), noise_levels(10), [], []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        answers.append(gaussian_denoiser(x, sigma))
+        return answers[-1]
 
     def callback(*arguments) -> None:
         seen.append(arguments)
 
-    trajectory = ddim_invert(gaussian_denoiser, latent, sigmas, refinements=1, callback=callback)
+    trajectory = ddim_invert(denoise, latent, sigmas, refinements=1, callback=callback)
     assert trajectory.sigmas is sigmas and len(trajectory.latents) == len(sigmas)
     assert trajectory.latents[-1].equal(latent)
     spread = [float(x.std()) for x in trajectory.latents]
     assert spread == sorted(spread, reverse=True)
     assert [step for step, _, _ in seen] == list(range(10))
     for step, denoised, x in seen:
-        assert denoised.shape == x.shape == latent.shape
-        assert x.equal(trajectory.latents[-2 - step])
+        assert denoised.equal(answers[2 * step + 1])
+        assert x.shape == latent.shape and x.equal(trajectory.latents[-2 - step])
 
 
 @pytest.mark.parametrize("sigmas", [[], [1.0]])
