@@ -5,7 +5,8 @@
 
 For every workflows/NAME.json: loads it as the page does, stops if a node type, a widget or a link did not survive, writes what
 the page would send to the server to workflows/api/NAME.json, and draws the graph: workflows/NAME.jpg (thumbnail of the template
-browser) and docs/images/NAME_graph.png. Needs `pip install playwright` and a Chromium ($CHROMIUM, default /usr/bin/chromium).
+browser), and for the README docs/images/zerocon_toy_graph.png. Needs `pip install playwright` and a Chromium ($CHROMIUM, default
+/usr/bin/chromium). The page frames what the server lacks in red: put files of the names used into its models and input folders.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = ROOT / "workflows"
-GRAPHS = ROOT / "docs" / "images"
+README_GRAPHS = {"zerocon_toy": ROOT / "docs" / "images" / "zerocon_toy_graph.png"}
 THUMBNAIL_WIDTH = 400
 MARGIN = 20
 VIRTUAL = {"MarkdownNote", "Note"}  # nodes of the page alone
@@ -38,9 +39,10 @@ FRAME = """([left, top, scale]) => {
     const style = document.createElement("style");
     style.textContent = `[class*="graph-canvas-panel"], .side-tool-bar-container, .comfyui-body-top, .comfyui-body-bottom,
         .comfyui-body-left, .comfyui-body-right, .minimap-main-container, .p-toast, .p-dialog-mask, .actionbar-container,
-        .p-buttongroup { visibility: hidden !important }`;
+        .p-buttongroup, button { visibility: hidden !important }`;
     document.head.append(style);
     app.extensionManager.focusMode = true;
+    app.canvas.show_info = false;
     app.canvas.ds.scale = scale;
     app.canvas.ds.offset = [-left, -top];
     app.canvas.setDirty(true, true);
@@ -111,8 +113,8 @@ def draw(page: Page, name: str, workflow: dict, scale: float = 0.75) -> None:
     page.evaluate(FRAME, [left, top, scale])
     page.wait_for_timeout(3000)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    GRAPHS.mkdir(parents=True, exist_ok=True)
-    picture.quantize(128, dither=Image.Dither.NONE).save(GRAPHS / f"{name}_graph.png", optimize=True)
+    if name in README_GRAPHS:
+        picture.quantize(128, dither=Image.Dither.NONE).save(README_GRAPHS[name], optimize=True)
     picture.resize((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH * picture.height // picture.width), Image.Resampling.LANCZOS).save(
         WORKFLOWS / f"{name}.jpg", quality=85
     )
