@@ -4,6 +4,7 @@ A direction is mean(TE(target sentences)) - mean(TE(source sentences)) over pair
 encoder of the diffusion model itself. Added to the embedding of the source caption it gives the condition of the edit.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,9 +15,9 @@ TEMPLATES = (
     "a close-up photo of {}", "a cropped photo of {}", "a good photo of {}", "a bright photo of {}", "a dark photo of {}",
     "a clean photo of {}", "a detailed photo of {}", "a high resolution photo of {}", "a low resolution photo of {}",
     "a blurry photo of {}", "a black and white photo of {}", "a colour photo of {}", "a professional photo of {}",
-    "an amateur photo of {}", "a studio photo of {}", "an outdoor photo of {}", "an indoor photo of {}", "a photo of one {}",
-    "a photo of the {}", "a photo of my {}", "a photo of a nice {}", "a photo of a large {}", "a photo of a small {}",
-    "a photo of a beautiful {}", "a photo of a strange {}", "this is {}", "this is a photo of {}", "there is {} in the picture",
+    "an amateur photo of {}", "a studio photo of {}", "an outdoor photo of {}", "an indoor photo of {}", "a photo that shows {}",
+    "a photo with {} in it", "a print of {}", "a still image of {}", "a simple picture of {}", "a sharp image of {}",
+    "a wide view of {}", "{} and nothing else", "this is {}", "this is a photo of {}", "there is {} in the picture",
     "there is {} in the scene", "a scene with {}", "a view of {}", "a portrait of {}", "a snapshot of {}",
     "a picture that shows {}", "an image that shows {}", "a postcard of {}", "a poster of {}", "a sketch of {}",
     "an illustration of {}", "a rendering of {}", "a 3d render of {}", "a watercolour of {}", "an oil painting of {}",
@@ -88,10 +89,10 @@ def phrases(caption: str, source: str, target: str) -> tuple[str, str]:
         if not source:
             raise ValueError('"from" and the caption are both empty; connect AutoCaption or write what the image shows')
     else:
-        if source.lower() not in caption.lower():
+        found = re.search(rf"(?<!\w){re.escape(source)}(?!\w)", caption, re.IGNORECASE)
+        if found is None:
             raise ValueError(f'"to" is empty, which removes "{source}", but the caption "{caption}" does not contain it')
-        start = caption.lower().index(source.lower())
-        source, target = caption, " ".join((caption[:start] + caption[start + len(source) :]).split())
+        source, target = caption, " ".join((caption[: found.start()] + caption[found.end() :]).split())
     if source.lower() == target.lower():
         raise ValueError(f'"from" and "to" are both "{source}": the edit direction would be zero')
     return source, target

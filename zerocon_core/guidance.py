@@ -65,6 +65,8 @@ class Guidance:
     """
 
     def __init__(self, weights: GuidanceWeights, generator: torch.Generator):
+        if weights.measures_scale and not weights.lambda_xa:
+            raise ValueError("lambda_cut is relative to the cross-attention move, whose weight lambda_xa is 0")
         self.weights = weights
         self.generator = generator
         self.cut_weight: Tensor | float | None = None if weights.measures_scale else weights.lambda_cut
@@ -87,6 +89,8 @@ class Guidance:
         that is not finite.
         """
         w = self.weights
+        if not (w.lambda_xa or w.lambda_cut):
+            return torch.zeros_like(x)
         x = x.detach().clone().requires_grad_(True)
         xa, cut = self.losses(observe(x), reference)
         if self.cut_weight is None:

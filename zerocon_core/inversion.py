@@ -32,16 +32,16 @@ class NoiseRegularization(NamedTuple):
 def autocorrelation_loss(noise: Tensor, generator: torch.Generator) -> Tensor:
     """How much `noise` (B, C, H, W) resembles a shifted copy of itself; pix2pix-zero, L_pair over an image pyramid.
 
-    Per channel and pyramid level, at one random shift r: mean(n * roll(n, r, rows))^2 + mean(n * roll(n, r, columns))^2. White
-    noise gives 0 in expectation. Levels halve the size while both sides exceed 8. Returns the sum over batch and channels.
+    Per channel and pyramid level, at a random shift r of that level: mean(n * roll(n, r, rows))^2 + mean(n * roll(n, r, cols))^2.
+    White noise gives 0 in expectation. Levels halve the size while both sides exceed 8. Returns the sum over batch and channels.
     """
     loss = noise.new_zeros(())
     while True:
-        height, width = noise.shape[-2:]
-        for dim, size in ((-2, height), (-1, width)):
-            shift = int(torch.randint(1, max(size // 2, 2), (1,), generator=generator))
+        side = min(noise.shape[-2:])
+        shift = int(torch.randint(1, max(side // 2, 2), (1,), generator=generator))
+        for dim in (-2, -1):
             loss = loss + (noise * noise.roll(shift, dim)).mean((-2, -1)).square().sum()
-        if min(height, width) <= 8:
+        if side <= 8:
             return loss
         noise = F.avg_pool2d(noise, 2)
 
@@ -49,7 +49,7 @@ def autocorrelation_loss(noise: Tensor, generator: torch.Generator) -> Tensor:
 def kl_loss(noise: Tensor) -> Tensor:
     """Divergence of the values of `noise` (B, C, H, W) from a standard normal; pix2pix-zero, L_KL. Sum over the batch."""
     values = noise.flatten(1)
-    variance, mean = values.var(1, unbiased=False), values.mean(1)
+    variance, mean = values.var(1), values.mean(1)
     return (variance + mean**2 - 1 - torch.log(variance + 1e-7)).sum()
 
 
@@ -88,8 +88,11 @@ def ddim_invert(
     guess that x' and x are the same point in variance-preserving form; `refinements` adds further iterations, each of which
     costs one more model call and brings the reconstruction closer (ours; 0 is the papers' inversion).
 
-    `callback(step, denoised, x)` runs after each step. Raises ValueError for a schedule without a step.
+    `regularization` draws from `generator`. `callback(step, denoised, x)` runs after each step. Raises ValueError for a schedule
+    without a step.
     """
+    if regularization is not None and generator is None:
+        raise ValueError("noise regularisation draws random shifts: pass a generator")
     if len(sigmas) < 2:
         raise ValueError(f"an inversion needs at least 2 noise levels, got {len(sigmas)}")
     ascending = sigmas.flip(0)

@@ -97,15 +97,15 @@ def attention_distance(layers: list[tuple[Tensor, Tensor]]) -> float:
 def autocorrelation(noise: Tensor, shifts: Iterable[int]) -> float:
     """sum over channels and levels H, H/2, ... 8 of mean(n roll(n, r, rows))^2 + mean(n roll(n, r, columns))^2.
 
-    `shifts` gives r: for rows and columns of the first level, then of the next.
+    `shifts` gives r of each level.
     """
     remaining = iter(shifts)
     total = 0.0
     levels = [channel for sample in noise.tolist() for channel in sample]
     while True:
         height, width = len(levels[0]), len(levels[0][0])
+        r = next(remaining)
         for down in (True, False):
-            r = next(remaining)
             for n in levels:
                 correlation = sum(
                     n[i][j] * (n[(i - r) % height][j] if down else n[i][(j - r) % width])
@@ -123,6 +123,6 @@ def divergence(noise: Tensor) -> float:
     total = 0.0
     for sample in noise.flatten(1).tolist():
         mean = sum(sample) / len(sample)
-        variance = sum((value - mean) ** 2 for value in sample) / len(sample)
+        variance = sum((value - mean) ** 2 for value in sample) / (len(sample) - 1)
         total += variance + mean**2 - 1 - math.log(variance + 1e-7)
     return total

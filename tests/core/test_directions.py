@@ -127,6 +127,7 @@ CAPTION = "A cat on a  red mat"
         (CAPTION, "red", "", (CAPTION, "A cat on a mat")),  # removal closes the gap
         (CAPTION, "ON A  RED MAT", "", (CAPTION, "A cat")),  # in any case
         ("a cat and a cat", "a cat", "", ("a cat and a cat", "and a cat")),  # once
+        ("a category of cat", "cat", "", ("a category of cat", "a category of")),  # whole words
         ("a cat", "A cat", "  ", ("a cat", "")),
     ],
 )

@@ -207,3 +207,12 @@ def test_a_gradient_that_is_not_finite_is_an_error(weights):
 
     with pytest.raises(ValueError, match=r"not finite at sigma 1\.7"):
         Guidance(weights, generator()).shift(broken, X, SIGMA, REFERENCE)
+
+
+def test_without_weights_nothing_moves():
+    assert not shift(GuidanceWeights(0.0, 0.0)).any()
+
+
+def test_a_share_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="lambda_xa is 0"):
+        Guidance(GuidanceWeights(0.0, 1.0, relative=True), generator())

@@ -178,13 +178,13 @@ SHAPES = [(1, 2, 8, 8), (2, 1, 9, 13), (1, 2, 20, 12), (1, 1, 7, 18), (1, 1, 2, 
 
 
 def drawn_shifts(noise: Tensor, draw: torch.Generator) -> list[int]:
-    """The shifts that the core draws, rows then columns of every level: from 1 to side / 2 - 1, and 1 where that is nothing."""
-    (height, width), shifts = noise.shape[-2:], []
+    """The shifts that the core draws, one a level: from 1 to half the shorter side less 1, and 1 where that is nothing."""
+    side, shifts = min(noise.shape[-2:]), []
     while True:
-        shifts += [int(torch.randint(1, max(side // 2, 2), (1,), generator=draw)) for side in (height, width)]
-        if min(height, width) <= 8:
+        shifts.append(int(torch.randint(1, max(side // 2, 2), (1,), generator=draw)))
+        if side <= 8:
             return shifts
-        height, width = height // 2, width // 2
+        side //= 2
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -200,11 +200,11 @@ def test_autocorrelation_is_the_papers(shape):
 
 
 def test_shifts_are_those_of_the_paper():
-    """r ~ U{1 ... H/2 - 1}: on an 8 x 8 map every pair of 1, 2 and 3 occurs and nothing else does."""
+    """r ~ U{1 ... H/2 - 1}, the same for rows and columns: on an 8 x 8 map 1, 2 and 3 occur and nothing else does."""
     noise = randn(1, 1, 8, 8)
-    possible = {round(papers.autocorrelation(noise, [down, right]), 9) for down in (1, 2, 3) for right in (1, 2, 3)}
-    drawn = {round(float(autocorrelation_loss(noise, generator(seed))), 9) for seed in range(150)}
-    assert len(possible) == 9 and drawn == possible
+    possible = {round(papers.autocorrelation(noise, [shift]), 9) for shift in (1, 2, 3)}
+    drawn = {round(float(autocorrelation_loss(noise, generator(seed))), 9) for seed in range(50)}
+    assert len(possible) == 3 and drawn == possible
 
 
 @pytest.mark.parametrize("shape", SHAPES)
