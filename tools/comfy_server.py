@@ -171,12 +171,14 @@ class Client:
         self.post("/interrupt", {})
 
     def submit(self, graph: dict, client_id: str = "") -> str:
-        """Queue a graph in API format; returns its prompt id."""
+        """Queue a graph in API format; returns its prompt id. The host runs the sound part of a graph; here that is an error."""
         try:
-            return self.post("/prompt", {"prompt": graph, "client_id": client_id})["prompt_id"]
+            answer = self.post("/prompt", {"prompt": graph, "client_id": client_id})
         except urllib.error.HTTPError as refusal:
-            details = json.load(refusal)
-            raise PromptError(refusal_text(details), details) from None
+            answer = json.load(refusal)
+        if answer["node_errors"] or "error" in answer:
+            raise PromptError(refusal_text(answer), answer)
+        return answer["prompt_id"]
 
     def run(self, graph: dict, on_event: Callable[[str, dict], None] = lambda kind, data: None) -> dict[str, dict]:
         """Run a graph to its end and return its outputs by node id. `on_event` gets the server's messages meanwhile."""
@@ -225,7 +227,7 @@ def refusal_text(details: dict) -> str:
     """One line from the body of a refused /prompt."""
     reasons = [
         f"{node['class_type']}: {reason['message']} ({reason['details']})"
-        for node in (details.get("node_errors") or {}).values()
+        for node in details["node_errors"].values()
         for reason in node["errors"]
     ]
     return "; ".join(reasons) or details["error"]["message"]
