@@ -1,13 +1,13 @@
 """The captioner: BLIP's architecture at small sizes, with a vocabulary of exactly the words that captions use."""
 
 import shutil
-from pathlib import Path
 
 import torch
 from common import RUNS, Run, log, pack
 from dataset import pick, pictures, scenes, tensor
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
+captioning = pack("zerocon_core.captioning")
 config = pack("zerocon_core.toyworld.config")
 scene = pack("zerocon_core.toyworld.scene")
 weights = pack("zerocon_core.toyworld.weights")
@@ -87,13 +87,9 @@ def export(model: BlipForConditionalGeneration) -> None:
         shutil.copyfile(file, weights.CAPTIONER_FOLDER / file.name)
 
 
-@torch.no_grad()
-def exactness(count: int, folder: Path = weights.CAPTIONER_FOLDER) -> float:
+def exactness(count: int) -> float:
     """Share of `count` held-out scenes whose generated caption is the true one, word for word."""
-    processor = BlipProcessor.from_pretrained(folder)
-    model = BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     subjects = scene.held_out_scenes(count)
-    renders = [(scene.render(s) * 255.0).round().astype("uint8") for s in subjects]
-    pixels = processor(images=renders, return_tensors="pt").pixel_values
-    said = processor.batch_decode(model.generate(pixel_values=pixels, max_length=16), skip_special_tokens=True)
+    images = torch.stack([torch.from_numpy(scene.render(s)) for s in subjects])
+    said = captioning.caption_images(*captioning.load_captioner(weights.CAPTIONER_FOLDER), images)
     return sum(line == scene.caption(s) for line, s in zip(said, subjects, strict=True)) / count

@@ -78,8 +78,12 @@ def build() -> tuple[nn.Module, TextEncoder, Wording, Run]:
 
 
 def weight(sigma: torch.Tensor) -> torch.Tensor:
-    """Min-SNR weight of the noise error: what is small in the image counts less, but inversion still needs it right."""
-    return (5.0 * sigma.square()).clamp(FLOOR, 1.0)
+    """Weight of the noise error, so that every noise level has about the same say.
+
+    Below sigma 1 it is min-SNR's with a floor, because inversion needs small noise right too. Above, it grows with sigma: an
+    object's colour is settled where the picture is still all noise, and there the plain error hardly notices it.
+    """
+    return (5.0 * sigma.square()).clamp(FLOOR, 1.0) * sigma.clamp(min=1.0)
 
 
 def train(steps: int) -> None:
