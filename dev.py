@@ -102,12 +102,7 @@ def serve(comfyui: Path, arguments: list[str]) -> int:
     say(f"Starting ComfyUI {comfyui_version(comfyui)} with its models, input and output folders in {BASE}")
     with comfy_server(comfyui, BASE, arguments) as client:
         say(f"Open {client.url} (log: {client.log_path}). Ctrl-C stops it.")
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
-            say("Stopping")
-    return 0
+        return client.process.wait()
 
 
 def demo(comfyui: Path) -> int:

@@ -27,6 +27,8 @@ SILENT_SECONDS = 600  # longest wait for the next message of a running graph
 # The host starts without a pack that it could not load, and even its self-test then exits with 0.
 LOAD_FAILURE = re.compile(r"IMPORT FAILED|Cannot import|Error while calling comfy_entrypoint|PRESTARTUP FAILED")
 
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is on this machine, never behind a proxy
+
 
 class ServerError(RuntimeError):
     """The server did not start, or stopped."""
@@ -86,8 +88,8 @@ def comfy_server(comfyui: Path, base: Path, arguments: Sequence[str] = ()) -> It
     with open(log_path, "wb") as log:
         process = subprocess.Popen(command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
-        client = Client(port, log_path)
-        wait_until_ready(client, process)
+        client = Client(port, log_path, process)
+        wait_until_ready(client)
         yield client
     finally:
         process.terminate()
@@ -104,10 +106,10 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def wait_until_ready(client: Client, process: subprocess.Popen) -> None:
+def wait_until_ready(client: Client) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
-        if process.poll() is not None:
+        if client.process.poll() is not None:
             raise ServerError(f"ComfyUI stopped while starting:\n{client.log_tail()}")
         if time.monotonic() > deadline:
             raise ServerError(f"ComfyUI did not answer within {START_SECONDS} s:\n{client.log_tail()}")
@@ -122,9 +124,10 @@ def wait_until_ready(client: Client, process: subprocess.Popen) -> None:
 class Client:
     """Talks to one server. `run` is all that most callers need."""
 
-    def __init__(self, port: int, log_path: Path):
+    def __init__(self, port: int, log_path: Path, process: subprocess.Popen):
         self.url = f"http://127.0.0.1:{port}"
         self.log_path = log_path
+        self.process = process
         self._address = ("127.0.0.1", port)
 
     def log(self) -> str:
@@ -145,7 +148,7 @@ class Client:
 
     def _request(self, path: str, data: bytes | None = None, content_type: str = "") -> bytes:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": content_type} if data else {})
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with DIRECT.open(request, timeout=60) as response:
             return response.read()
 
     def object_info(self) -> dict[str, dict]:
