@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from common import start_host
 
-STEPS = {"vae": 2_500, "diffusion": 6_000, "classifier": 1_500, "captioner": 6_000}
+STEPS = {"vae": 2_500, "diffusion": 6_000, "classifier": 1_500, "captioner": 8_000}
 
 
 def main() -> None:
