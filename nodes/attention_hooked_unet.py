@@ -35,7 +35,11 @@ class AttentionHookedUNet(io.ComfyNode):
                     "64x64 maps of SD1.x at 512x512. 0 reads all.",
                 ),
             ],
-            outputs=[io.Model.Output("hooked_model", tooltip="The same model with the choice of layers on it.")],
+            outputs=[
+                io.Model.Output(
+                    "hooked_model", display_name="hooked_model", tooltip="The same model with the choice of layers on it."
+                )
+            ],
         )  # fmt: skip
 
     @classmethod

@@ -25,7 +25,11 @@ class AutoCaption(io.ComfyNode):
                     "prefix", default="", tooltip='Words the caption shall begin with, such as "a photo of". May be empty.'
                 ),
             ],
-            outputs=[io.String.Output("caption", is_output_list=True, tooltip="One caption an image of the batch.")],
+            outputs=[
+                io.String.Output(
+                    "caption", display_name="caption", is_output_list=True, tooltip="One caption an image of the batch."
+                )
+            ],
         )  # fmt: skip
 
     @classmethod

@@ -58,9 +58,13 @@ class DDIMInvert(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output("noise_latent", tooltip="For SamplerCustomAdvanced, with DisableNoise as its noise."),
-                Trajectory.Output("trajectory", tooltip="For PatchNCE Guidance: the source at every noise level."),
-                io.Sigmas.Output("sigmas", tooltip="The noise levels to sample over."),
+                io.Latent.Output(
+                    "noise_latent", display_name="noise_latent", tooltip="For SamplerCustomAdvanced, with DisableNoise as its noise."
+                ),
+                Trajectory.Output(
+                    "trajectory", display_name="trajectory", tooltip="For PatchNCE Guidance: the source at every noise level."
+                ),
+                io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="The noise levels to sample over."),
             ],
         )  # fmt: skip
 

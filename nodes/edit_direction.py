@@ -40,9 +40,15 @@ class EditDirection(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output("source", tooltip="The caption: for DDIM Invert and PatchNCE Guidance."),
-                io.Conditioning.Output("edited", tooltip="The caption moved along the direction: for PatchNCE Guidance."),
-                Direction.Output("found_direction", tooltip="The direction alone, for Save Edit Direction."),
+                io.Conditioning.Output(
+                    "source", display_name="source", tooltip="The caption: for DDIM Invert and PatchNCE Guidance."
+                ),
+                io.Conditioning.Output(
+                    "edited", display_name="edited", tooltip="The caption moved along the direction: for PatchNCE Guidance."
+                ),
+                Direction.Output(
+                    "found_direction", display_name="found_direction", tooltip="The direction alone, for Save Edit Direction."
+                ),
             ],
         )  # fmt: skip
 
@@ -98,7 +104,7 @@ class LoadEditDirection(io.ComfyNode):
             inputs=[
                 io.Combo.Input("name", options=direction_names(), tooltip="A safetensors file of Save Edit Direction."),
             ],
-            outputs=[Direction.Output("direction", tooltip="For Edit Direction.")],
+            outputs=[Direction.Output("direction", display_name="direction", tooltip="For Edit Direction.")],
         )
 
     @classmethod

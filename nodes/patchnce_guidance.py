@@ -68,7 +68,11 @@ class PatchNCEGuidance(io.ComfyNode):
                     tooltip="For the choice of patches. No effect where a map has no more places than patches.",
                 ),
             ],
-            outputs=[io.Guider.Output("guider", tooltip="For SamplerCustomAdvanced, with euler or ddim as sampler.")],
+            outputs=[
+                io.Guider.Output(
+                    "guider", display_name="guider", tooltip="For SamplerCustomAdvanced, with euler or ddim as sampler."
+                )
+            ],
         )  # fmt: skip
 
     @classmethod

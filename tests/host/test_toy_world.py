@@ -93,3 +93,42 @@ def test_a_missing_file_is_named_with_its_remedy(monkeypatch, tmp_path, name):
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     with pytest.raises(weights.WeightsError, match=f"{name}.safetensors is missing: restore it with `git checkout"):
         toyworld.load_toy_world()
+
+
+def test_inversion_and_resampling_give_the_reconstruction_back(run_graph):
+    """Stock sampling at CFG 1 under the source caption returns to what the autoencoder alone makes of the picture."""
+    run = run_graph(
+        {
+            "world": {"class_type": "ZeroConToyWorld", "inputs": {}},
+            "scene": {
+                "class_type": "ZeroConToyScene",
+                "inputs": {"seed": 4, "colour": "random", "shape": "random", "pattern": "random", "size": 64},
+            },
+            "encode": {"class_type": "VAEEncode", "inputs": {"pixels": ["scene", 0], "vae": ["world", 2]}},
+            "text": {"class_type": "CLIPTextEncode", "inputs": {"text": ["scene", 1], "clip": ["world", 1]}},
+            "invert": {
+                "class_type": "ZeroConDDIMInvert",
+                "inputs": {
+                    "model": ["world", 0], "image_latent": ["encode", 0], "conditioning": ["text", 0], "steps": 50,
+                    "lambda_ac": 0.0, "lambda_kl": 0.0, "regularization_steps": 5, "rolls": 5, "refinements": 0, "seed": 0,
+                },
+            },
+            "noise": {"class_type": "DisableNoise", "inputs": {}},
+            "guider": {"class_type": "BasicGuider", "inputs": {"model": ["world", 0], "conditioning": ["text", 0]}},
+            "euler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+            "sample": {
+                "class_type": "SamplerCustomAdvanced",
+                "inputs": {
+                    "noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["invert", 2],
+                    "latent_image": ["invert", 0],
+                },
+            },
+            "again": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["world", 2]}},
+            "alone": {"class_type": "VAEDecode", "inputs": {"samples": ["encode", 0], "vae": ["world", 2]}},
+            "again out": {"class_type": "TestCapture", "inputs": {"value": ["again", 0]}},
+            "alone out": {"class_type": "TestCapture", "inputs": {"value": ["alone", 0]}},
+        }
+    )  # fmt: skip
+    assert run.success, run.error
+    error = (run.captured["again out"] - run.captured["alone out"]).square().mean()
+    assert -10 * error.log10() >= 30
