@@ -59,7 +59,8 @@ class DDIMInvert(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(
-                    "noise_latent", display_name="noise_latent", tooltip="For SamplerCustomAdvanced, with DisableNoise as its noise."
+                    "noise_latent", display_name="noise_latent",
+                    tooltip="For SamplerCustomAdvanced, with DisableNoise as its noise.",
                 ),
                 Trajectory.Output(
                     "trajectory", display_name="trajectory", tooltip="For PatchNCE Guidance: the source at every noise level."
