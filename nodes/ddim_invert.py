@@ -32,8 +32,8 @@ class DDIMInvert(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "lambda_ac", default=0.0, min=0.0, max=100.0, step=0.1,
-                    tooltip="Pull of the predicted noise towards being uncorrelated. pix2pix-zero uses 20; 0 is off and "
-                    "reconstructs most closely.",
+                    tooltip="Pull of the predicted noise towards being uncorrelated. pix2pix-zero uses 20; 0 is off: "
+                    "plain DDIM inversion.",
                 ),
                 io.Float.Input(
                     "lambda_kl", default=0.0, min=0.0, max=100.0, step=0.1,

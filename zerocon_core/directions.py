@@ -78,8 +78,8 @@ def edit_direction(encode: Callable[[str], Embedding], sources: Sequence[str], t
 def phrases(caption: str, source: str, target: str) -> tuple[str, str]:
     """The two phrases a direction is taken between when one of them is left empty (ours).
 
-    Without `source` the whole caption stands in for it. Without `target` the edit removes: the target is the caption, or if there
-    is none the empty sentence, without the source phrase. Raises ValueError if that leaves nothing to do.
+    Without `source` the whole caption stands in for it. Without `target` the edit removes: it goes from the caption to what is
+    left of it without the source phrase. Raises ValueError if that leaves nothing to do.
     """
     caption, source, target = caption.strip(), source.strip(), target.strip()
     if not source and not target:

@@ -102,5 +102,5 @@ class Guidance:
         else:
             (gradient,) = torch.autograd.grad((w.lambda_xa * xa + self.cut_weight * cut).sum(), x)
         if not torch.isfinite(gradient).all():
-            raise ValueError(f"the guidance gradient is not finite at sigma {float(sigma):.4g}")
+            raise ValueError(f"the guidance gradient is not finite at sigma {float(sigma):.4g}; load the model in float32")
         return -vp_gradient_scale(sigma) * gradient

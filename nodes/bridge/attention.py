@@ -158,7 +158,9 @@ def capture_options(model_options: dict, layers: HookedLayers, capture: Capture,
     return model_options
 
 
-def observe(model: BaseModel, cond: list[dict], x: Tensor, sigma: Tensor, model_options: dict, layers: HookedLayers):
+def observe(
+    model: BaseModel, cond: list[dict], x: Tensor, sigma: Tensor, model_options: dict, layers: HookedLayers
+) -> Observation:
     """One pass of `cond` over x (B, C, H, W) at noise levels sigma (B,): what the layers show, with gradients if x has them."""
     capture = Capture()
     options = capture_options(model_options, layers, capture, differentiable=x.requires_grad)

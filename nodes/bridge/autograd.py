@@ -2,8 +2,8 @@
 
 The host executes nodes in inference mode, its weights may be inference tensors, and they may be offloaded, quantised, or
 streamed through a buffer that is overwritten before the backward pass. Plain autograd fails on the first and is silently wrong on
-the last. Here every weighted operation is one autograd function that asks the host for its weight again in the backward pass, so
-no weight is ever saved or copied.
+the last. Here every weighted operation is one autograd function that asks the host for its weight again in the backward pass, or
+is computed again there, so no weight is ever saved or copied.
 """
 
 import contextlib
@@ -40,16 +40,16 @@ class AliasInferenceTensors(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def host_weight(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of `module`, cast, dequantised, patched and moved by the host to suit the input `like`."""
+def host_weight(module: nn.Module, like: Tensor) -> Iterator[Tensor]:
+    """The weight of `module`, cast, patched and moved by the host to suit the input `like`."""
     if HAS_UNCAST:
         weight, bias, stream = comfy.ops.cast_bias_weight(module, like, offloadable=True)
         try:
-            yield weight, bias
+            yield weight
         finally:
             comfy.ops.uncast_bias_weight(module, weight, bias, stream)
     else:
-        yield comfy.ops.cast_bias_weight(module, like)
+        yield comfy.ops.cast_bias_weight(module, like)[0]
 
 
 HOST_OPS = (comfy.ops.disable_weight_init, comfy.ops.manual_cast, comfy.ops.fp8_ops)
@@ -87,7 +87,7 @@ class WeightedOp(torch.autograd.Function):
             with AliasInferenceTensors(), torch.enable_grad():
                 x = x.detach().requires_grad_(True)
                 return torch.autograd.grad(ctx.run(x), x, gradient)[0], None, None, None
-        with host_weight(module, gradient) as (weight, _):
+        with host_weight(module, gradient) as weight:
             if isinstance(module, nn.Linear):
                 return gradient @ weight, None, None, None
             x_gradient, _, _ = torch.ops.aten.convolution_backward(

@@ -84,7 +84,10 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         sigma = float(timestep[0])
         if not self.guides or not self.in_window(sigma):
             return super().predict_noise(x, timestep, model_options, seed)
-        shift = self.shift(x, timestep, model_options)
+        try:
+            shift = self.shift(x, timestep, model_options)
+        except ValueError as error:
+            raise ValueError(f"PatchNCEGuidance: {error}") from error
         denoised = super().predict_noise(x + shift, timestep, model_options, seed)
         step = closest_level(self.sigmas, sigma)
         return before_euler_step(denoised, shift, self.sigmas[step].to(x), self.sigmas[step + 1].to(x))
@@ -118,6 +121,5 @@ def reserve_for_backward(executor, model, noise_shape, *args, **kwargs):
 
 def is_euler(sampler: comfy.samplers.Sampler) -> bool:
     """Whether `sampler` takes plain Euler steps: "euler" and "ddim" do."""
-    return getattr(
-        sampler, "sampler_function", None
-    ) is comfy.k_diffusion.sampling.sample_euler and not sampler.extra_options.get("s_churn")
+    function = getattr(sampler, "sampler_function", None)
+    return function is comfy.k_diffusion.sampling.sample_euler and not sampler.extra_options.get("s_churn")
