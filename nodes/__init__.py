@@ -2,6 +2,7 @@
 
 from .attention_hooked_unet import AttentionHookedUNet
 from .auto_caption import AutoCaption
+from .cds_optimize import CDSOptimize
 from .ddim_invert import DDIMInvert
 from .edit_direction import EditDirection, LoadEditDirection, SaveEditDirection
 from .patchnce_guidance import PatchNCEGuidance
@@ -15,6 +16,7 @@ NODES = [
     DDIMInvert,
     AttentionHookedUNet,
     PatchNCEGuidance,
+    CDSOptimize,
     ToyWorld,
     ToyScene,
 ]

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..zerocon_core.inversion import NoiseRegularization
 from .bridge.inversion import default_sigmas, invert, is_flow
+from .checks import check_latent
 from .types import Trajectory
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class DDIMInvert(io.ComfyNode):
         sigmas = default_sigmas(model, steps) if schedule is None else schedule
         check_sigmas(sigmas)
         samples = image_latent["samples"]
-        check_latent(samples)
+        check_latent("DDIMInvert", samples)
         if "noise_mask" in image_latent:
             log.warning("DDIMInvert: the noise mask of the latent is dropped, because the whole image is inverted")
         regularization = None
@@ -106,10 +107,3 @@ def check_sigmas(sigmas: torch.Tensor) -> None:
         )
     if not (torch.isfinite(sigmas).all() and (sigmas.diff() < 0).all() and sigmas[-1] >= 0):
         raise ValueError("DDIMInvert: the schedule must fall from high to low noise, as scheduler nodes give it; do not flip it")
-
-
-def check_latent(samples: torch.Tensor) -> None:
-    if samples.ndim != 4:
-        raise ValueError(f"DDIMInvert: the latent is {tuple(samples.shape)}; it needs image latents (B, C, H, W)")
-    if not torch.isfinite(samples).all():
-        raise ValueError("DDIMInvert: the latent holds NaN or infinite values; check the image and the VAE that encoded it")

@@ -4,6 +4,7 @@ from ..zerocon_core.guidance import GuidanceWeights
 from ..zerocon_core.patchnce import PatchNCE
 from .bridge.attention import hooked_layers
 from .bridge.guider import ZeroConGuider
+from .checks import parse_sizes
 from .types import Trajectory
 
 
@@ -80,20 +81,13 @@ class PatchNCEGuidance(io.ComfyNode):
         cls, hooked_model, source, edited, negative, trajectory, cfg, lambda_xa, lambda_cut, weighting, temperature, patches,
         patch_sizes, contrast, start_percent, end_percent, seed,
     ) -> io.NodeOutput:  # fmt: skip
-        patchnce = PatchNCE(temperature, patches, parse_sizes(patch_sizes), contrast)
+        patchnce = PatchNCE(temperature, patches, parse_sizes("PatchNCEGuidance", patch_sizes), contrast)
         weights = GuidanceWeights(lambda_xa, lambda_cut, weighting == "relative", patchnce)
         check(hooked_model, source, edited, weights)
         guider = ZeroConGuider(hooked_model, trajectory, weights, start_percent, end_percent, seed)
         guider.inner_set_conds({"positive": edited, "negative": negative, "source": source})
         guider.set_cfg(cfg)
         return io.NodeOutput(guider)
-
-
-def parse_sizes(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.replace(",", " ").split() if part.isdigit() and int(part) > 0)
-    if not sizes or len(sizes) != len(text.replace(",", " ").split()):
-        raise ValueError(f'PatchNCEGuidance: patch_sizes is "{text}"; it needs whole numbers from 1, such as "1, 2"')
-    return sizes
 
 
 def check(hooked_model, source: list, edited: list, weights: GuidanceWeights) -> None:

@@ -57,6 +57,11 @@ def transformer_layers(unet: nn.Module) -> list[Layer]:
     ]
 
 
+def decoder_self_attention(unet: nn.Module) -> HookedLayers:
+    """The layers that CDS reads: it found the self-attention of the decoder best."""
+    return HookedLayers(frozenset(layer for layer in transformer_layers(unet) if layer.block == "output"), frozenset())
+
+
 def hook_layers(model: ModelPatcher, layers: HookedLayers) -> ModelPatcher:
     """A clone of `model` that carries the choice of layers."""
     hooked = model.clone()
@@ -73,8 +78,9 @@ def hooked_layers(model: ModelPatcher) -> HookedLayers | None:
 class Capture:
     """Collects the maps of one pass of one CONDITIONING, keyed by layer and by entry of the conditioning.
 
-    The host may run the entries of a conditioning (areas, schedules) in one batch or in several and in any order. `numbered`
-    gives each entry its number for a name, so every map can be cut into chunks that are filed under their entries.
+    The host may run the entries of a conditioning (areas, schedules) in one batch or in several and in any order, together with
+    those of another one. `numbered` gives each entry its number for a name, so every map can be cut into chunks that are filed
+    under their entries, and entries of other conditionings are passed over.
     """
 
     self_attention: dict[tuple[Layer, int], Tensor] = field(default_factory=dict)
@@ -95,7 +101,8 @@ class Capture:
 def file_chunks(maps: dict[tuple[Layer, int], Tensor], value: Tensor, options: dict) -> None:
     entries = options["uuids"]
     for entry, chunk in zip(entries, value.chunk(len(entries)), strict=True):
-        maps[current_layer(options), entry] = chunk
+        if isinstance(entry, int):
+            maps[current_layer(options), entry] = chunk
 
 
 def current_layer(options: dict) -> Layer:

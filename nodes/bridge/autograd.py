@@ -8,14 +8,21 @@ is computed again there, so no weight is ever saved or copied.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import comfy.model_management
 import comfy.ops
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+BACKWARD_MEMORY = 10
+"""Memory of a pass with gradients in units of the host's estimate for one without (benchmarks/backward_memory.py): autograd keeps
+0.6 GiB for SD1.5 at 512x512 and 4.8 GiB for SDXL at 1024x1024 in float16, of which the host expects 0.16 and 0.5 under CFG."""
 
 HAS_UNCAST = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters
 
@@ -106,26 +113,14 @@ def weighted_modules(root: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
-def weighted_ops(roots: Iterable[nn.Module]) -> Iterator[None]:
-    """Run every weighted operation below `roots` as a `WeightedOp` while the context is open."""
+def replaced_forwards(modules: Iterable[nn.Module], wrap: Callable[[nn.Module], Callable]) -> Iterator[None]:
+    """Each module runs `wrap(module)` in place of its forward while the context is open."""
     previous: list[tuple[nn.Module, Callable | None]] = []
-
-    def wrap(module: nn.Module) -> None:
-        original, linear = module.forward, is_linear_map(module)
-
-        def forward(x: Tensor, *args, **kwargs) -> Tensor:
-            if x.requires_grad and torch.is_grad_enabled():
-                return WeightedOp.apply(x, module, lambda x: original(x, *args, **kwargs), linear)
-            with torch.no_grad():
-                return original(x, *args, **kwargs)
-
-        previous.append((module, module.__dict__.get("forward")))
-        module.forward = forward
-
     try:
-        for root in roots:
-            for module in weighted_modules(root):
-                wrap(module)
+        for module in modules:
+            forward = wrap(module)
+            previous.append((module, module.__dict__.get("forward")))
+            module.forward = forward
         yield
     finally:
         for module, forward in reversed(previous):
@@ -135,17 +130,50 @@ def weighted_ops(roots: Iterable[nn.Module]) -> Iterator[None]:
                 module.forward = forward
 
 
+def as_weighted_op(module: nn.Module) -> Callable[..., Tensor]:
+    """The forward of `module` as a `WeightedOp`."""
+    original, linear = module.forward, is_linear_map(module)
+
+    def forward(x: Tensor, *args, **kwargs) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            return WeightedOp.apply(x, module, lambda x: original(x, *args, **kwargs), linear)
+        with torch.no_grad():
+            return original(x, *args, **kwargs)
+
+    return forward
+
+
+def as_checkpoint(module: nn.Module, writes_in_place: bool) -> Callable[..., Tensor]:
+    """The forward of a block of the U-Net, which keeps its input alone and runs once more in the backward pass."""
+    original = module.forward
+
+    def forward(x: Tensor, *args) -> Tensor:
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return original(x, *args)
+        # The U-Net writes the number of the running block into the options that all blocks share.
+        args = [dict(value) if isinstance(value, dict) else value for value in args]
+
+        def run(x: Tensor) -> Tensor:
+            with AliasInferenceTensors():  # the second run may be on another thread
+                return original(x, *args)
+
+        return checkpoint(run, x.clone() if writes_in_place else x, use_reentrant=False, preserve_rng_state=False)
+
+    return forward
+
+
 def differentiable_attention(func: Callable, *args, **kwargs) -> Tensor:
     """The host's attention override for gradients: its faster kernels have none, or write into their arguments."""
     return attention_pytorch(*args, **kwargs)
 
 
 @contextlib.contextmanager
-def autograd_region(roots: Iterable[nn.Module], writes_in_place: bool = False) -> Iterator[None]:
+def autograd_region(roots: Sequence[nn.Module], writes_in_place: bool = False, checkpointing: bool = False) -> Iterator[None]:
     """Where gradients flow through the host's models `roots`; everything is as before when it closes.
 
     `writes_in_place` keeps what a model overwrites after autograd saved it (ControlNet adds in place). It costs a check on every
-    operation, so it is off where nothing does. Never await inside: inference mode belongs to the thread, not to the task.
+    operation, so it is off where nothing does. `checkpointing` keeps the inputs of a U-Net's blocks alone and computes the rest
+    again in the backward pass. Never await inside: inference mode belongs to the thread, not to the task.
     """
     management = comfy.model_management
     with contextlib.ExitStack() as stack:
@@ -157,5 +185,18 @@ def autograd_region(roots: Iterable[nn.Module], writes_in_place: bool = False) -
         if writes_in_place:
             stack.enter_context(torch.autograd.graph.allow_mutation_on_saved_tensors())
         stack.enter_context(AliasInferenceTensors())
-        stack.enter_context(weighted_ops(roots))
+        modules = [module for root in roots for module in weighted_modules(root)]
+        stack.enter_context(replaced_forwards(modules, as_weighted_op))
+        if checkpointing:
+            blocks = [module for root in roots for module in root.modules() if isinstance(module, (ResBlock, SpatialTransformer))]
+            stack.enter_context(replaced_forwards(blocks, lambda block: as_checkpoint(block, writes_in_place)))
         yield
+
+
+def reserve_for_backward(model_options: dict) -> None:
+    """Has the host free memory for passes with gradients before it loads the model of a run with these options."""
+
+    def prepare(executor, model, noise_shape, *args, **kwargs):
+        return executor(model, [noise_shape[0] * BACKWARD_MEMORY, *noise_shape[1:]], *args, **kwargs)
+
+    add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "zerocon", prepare, model_options, is_model_options=True)

@@ -4,18 +4,13 @@ import comfy.k_diffusion.sampling
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from ...zerocon_core.diffusion import before_euler_step
 from ...zerocon_core.guidance import Guidance, GuidanceWeights
 from ...zerocon_core.inversion import Trajectory, closest_level
 from .attention import HookedLayers, hooked_layers, observe
-from .autograd import autograd_region
-
-BACKWARD_MEMORY = 10
-"""Memory of a pass with gradients in units of the host's estimate for one without (benchmarks/backward_memory.py): autograd keeps
-0.6 GiB for SD1.5 at 512x512 and 4.8 GiB for SDXL at 1024x1024 in float16, of which the host expects 0.16 and 0.5 under CFG."""
+from .autograd import autograd_region, reserve_for_backward
 
 
 class ZeroConGuider(comfy.samplers.CFGGuider):
@@ -72,9 +67,7 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         self.guidance = Guidance(self.weights, torch.Generator().manual_seed(self.seed))
         self.sigmas = sigmas
         if self.guides:  # on the options of this run alone: the host copied them for it
-            add_wrapper_with_key(
-                WrappersMP.PREPARE_SAMPLING, "zerocon", reserve_for_backward, self.model_options, is_model_options=True
-            )
+            reserve_for_backward(self.model_options)
         try:
             return super().outer_sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
@@ -112,11 +105,6 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
                 timestep[0].clone(),
                 reference,
             )
-
-
-def reserve_for_backward(executor, model, noise_shape, *args, **kwargs):
-    """Has the host free memory for a pass with gradients before it loads the model."""
-    return executor(model, [noise_shape[0] * BACKWARD_MEMORY, *noise_shape[1:]], *args, **kwargs)
 
 
 def is_euler(sampler: comfy.samplers.Sampler) -> bool:

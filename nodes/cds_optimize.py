@@ -1,0 +1,185 @@
+import logging
+
+import torch
+from comfy_api.latest import io
+
+from ..zerocon_core.cds import PAPER_STEP_SIZE, CDSWeights, authors_step_size, draw_timesteps
+from ..zerocon_core.patchnce import PatchNCE
+from .bridge.attention import HookedLayers, decoder_self_attention, hooked_layers
+from .bridge.cds import CDSGuider, CDSSampler, mask_for, optimize
+from .bridge.inversion import is_flow
+from .checks import check_latent, parse_sizes
+
+log = logging.getLogger(__name__)
+
+
+class CDSOptimize(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConCDSOptimize",
+            display_name="CDS Optimize",
+            category="ZeroCon",
+            description="Edits a latent by Contrastive Denoising Score: moves it along the difference of two prompts while its "
+            "patches stay those of the source. No inversion. With w_cut 0 it is Delta Denoising Score.",
+            is_input_list=True,
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="SD1.x, SD2.x or SDXL. With Attention Hooked U-Net before it, its self-attention layers are "
+                    "compared; without, those of the decoder.",
+                ),
+                io.Latent.Input("image_latent", tooltip="The encoded source image. A noise mask on it is honoured."),
+                io.Conditioning.Input("source", tooltip="What the image shows."),
+                io.Conditioning.Input(
+                    "target",
+                    tooltip="What the result shall show. A list of several gives a batch with one result each, and what they "
+                    "need to know of the source is computed once.",
+                ),
+                io.Conditioning.Input("negative", tooltip="What CFG pushes away from: usually an empty prompt."),
+                io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="CFG scale (papers: 7.5)."),
+                io.Int.Input("steps", default=200, min=1, max=10000, tooltip="Iterations (papers: 200). More change more."),
+                io.Float.Input(
+                    "step_size", default=round(PAPER_STEP_SIZE, 4), min=0.0, max=10.0, step=0.005, round=0.0001,
+                    tooltip="How far one iteration moves the latent. Halve it for a gentler edit.",
+                ),
+                io.Combo.Input(
+                    "step_rule", options=["fixed", "authors"], default="fixed",
+                    tooltip="fixed: the same step at every image size. authors: as in the published code, where larger images "
+                    "take smaller steps. Both are the same at 512x512 with SD.",
+                ),
+                io.Float.Input(
+                    "w_dds", default=1.0, min=0.0, max=100.0, step=0.05, round=0.0001,
+                    tooltip="Weight of the move towards the target (papers: 1).",
+                ),
+                io.Float.Input(
+                    "w_cut", default=3.0, min=0.0, max=1000.0, step=0.1, round=0.0001,
+                    tooltip="Weight of staying like the source, patch by patch (CDS: 3). 0 is DDS, and faster.",
+                ),
+                io.Float.Input(
+                    "temperature", default=0.07, min=0.001, max=1.0, step=0.01, round=0.001,
+                    tooltip="Of the contrastive loss (papers: 0.07). Lower looks harder at the most similar patches.",
+                ),
+                io.Int.Input(
+                    "patches", default=256, min=1, max=4096,
+                    tooltip="Random places compared a layer and patch size (papers: 256).",
+                ),
+                io.String.Input(
+                    "patch_sizes", default="1, 2", tooltip="Sides of the compared patches in positions of the map (CDS: 1, 2)."
+                ),
+                io.Combo.Input(
+                    "contrast", options=["cds", "cut"], default="cds",
+                    tooltip="cds: source patches look for their place in the edit. cut: edited patches look for theirs in the "
+                    "source.",
+                ),
+                io.Int.Input(
+                    "min_timestep", default=50, min=0, max=999, tooltip="Least noise of an iteration (papers: 50)."
+                ),
+                io.Int.Input(
+                    "max_timestep", default=948, min=0, max=999,
+                    tooltip="Most noise of an iteration (papers: 948). Less keeps more of the layout.",
+                ),
+                io.Combo.Input(
+                    "timestep_order", options=["random", "descending"], default="random",
+                    tooltip="random: as in the papers. descending: from much noise to little, coarse changes first.",
+                ),
+                io.Int.Input(
+                    "ids_steps", default=0, min=0, max=10,
+                    tooltip="Refines the noise of each iteration so that the model recognises the source better (IDS: 3). Each "
+                    "costs about as much as an iteration. 0 is off.",
+                ),
+                io.Boolean.Input(
+                    "checkpointing", default=False,
+                    tooltip="Less memory for more time: keeps only the inputs of the U-Net's blocks for the gradient and "
+                    "computes the rest twice.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
+                    tooltip="For timesteps, noise and places.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="Where the edit may act. The rest stays the source's, exactly."),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    "edited_latent", display_name="edited_latent",
+                    tooltip="For VAE Decode. With several targets, all images of the first, then all of the second and so on.",
+                ),
+                io.Custom("LOSS_MAP").Output(
+                    "loss", display_name="loss",
+                    tooltip="Weighted size of the score difference plus the weighted contrastive loss at each iteration.",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, target, **lists) -> io.NodeOutput:
+        return edit(targets=target, **{name: only(name, values) for name, values in lists.items()})
+
+
+def only(name: str, values: list):
+    if len(values) != 1:
+        raise ValueError(
+            f"CDSOptimize: {name} is a list of {len(values)}; only target may be a list. For several images use one batch "
+            "(Rebatch Latents makes it)"
+        )
+    return values[0]
+
+
+def edit(
+    model, image_latent, source, targets, negative, cfg, steps, step_size, step_rule, w_dds, w_cut, temperature, patches,
+    patch_sizes, contrast, min_timestep, max_timestep, timestep_order, ids_steps, checkpointing, seed, mask=None,
+) -> io.NodeOutput:  # fmt: skip
+    samples = image_latent["samples"]
+    weights = CDSWeights(w_dds, w_cut, PatchNCE(temperature, patches, parse_sizes("CDSOptimize", patch_sizes), contrast))
+    layers = hooked_layers(model) or decoder_self_attention(model.get_model_object("diffusion_model"))
+    check(model, samples, source, targets, negative, weights, layers, min_timestep, max_timestep)
+
+    latent = {key: value for key, value in image_latent.items() if key != "batch_index" or len(targets) == 1}
+    mask = mask_for(samples, [m for m in (mask, image_latent.get("noise_mask")) if m is not None])
+    if mask is not None and not mask.any():
+        log.warning("CDSOptimize: the mask is 0 everywhere, so nothing was edited")
+        return io.NodeOutput(latent | {"samples": samples.repeat(len(targets), 1, 1, 1)}, {"loss": [0.0] * steps})
+
+    if step_rule == "authors":
+        step_size *= authors_step_size(*samples.shape[-2:]) / PAPER_STEP_SIZE
+    timesteps = draw_timesteps(steps, min_timestep, max_timestep, timestep_order, torch.Generator().manual_seed(seed))
+    guider = CDSGuider(model, source, targets, negative, cfg, gradients=bool(w_cut or ids_steps))
+    sampler = CDSSampler(layers, step_size, weights, ids_steps, checkpointing, seed)
+    try:
+        edited = optimize(model, guider, sampler, samples, timesteps, mask)
+    except ValueError as error:
+        raise ValueError(f"CDSOptimize: {error}") from error
+    return io.NodeOutput(latent | {"samples": edited}, {"loss": sampler.losses})
+
+
+def check(model, samples, source, targets, negative, weights: CDSWeights, layers: HookedLayers, low: int, high: int) -> None:
+    if is_flow(model):
+        raise ValueError(
+            "CDSOptimize: this is a flow model; it needs a model that predicts eps or v, such as SD1.x, SD2.x or SDXL"
+        )
+    check_latent("CDSOptimize", samples)
+    if weights.w_cut and not layers.self_attention:
+        raise ValueError(
+            f"CDSOptimize: w_cut is {weights.w_cut:g}, but no self-attention layer of {type(model.model).__name__} is read; "
+            "choose layers in Attention Hooked U-Net, use an SD1.x, SD2.x or SDXL model, or set w_cut to 0"
+        )
+    if low > high:
+        raise ValueError(
+            f"CDSOptimize: the range of timesteps is empty, {low} to {high}; min_timestep must not be above max_timestep"
+        )
+    for name, conditioning in (("source", source), ("negative", negative), *(("target", target) for target in targets)):
+        for tokens, _ in conditioning:
+            if tokens is not None and tokens.shape[0] not in (1, samples.shape[0]):
+                raise ValueError(
+                    f"CDSOptimize: the {name} conditioning is a batch of {tokens.shape[0]}, the latent of {samples.shape[0]}; "
+                    "give one prompt for all images or one for each"
+                )
+    if any(same(source, target) for target in targets):
+        raise ValueError(
+            "CDSOptimize: source and target are the same prompt, so there is nothing to change; say in target what is different"
+        )
+
+
+def same(a: list, b: list) -> bool:
+    """Whether two conditionings hold the same text embeddings."""
+    return len(a) == len(b) and all(x[0] is y[0] or torch.equal(x[0], y[0]) for x, y in zip(a, b, strict=True))

@@ -1,0 +1,17 @@
+"""Refusals that several nodes share: one sentence that names the node, what it got and what it needs."""
+
+import torch
+
+
+def check_latent(node: str, samples: torch.Tensor) -> None:
+    if samples.ndim != 4:
+        raise ValueError(f"{node}: the latent is {tuple(samples.shape)}; it needs image latents (B, C, H, W)")
+    if not torch.isfinite(samples).all():
+        raise ValueError(f"{node}: the latent holds NaN or infinite values; check the image and the VAE that encoded it")
+
+
+def parse_sizes(node: str, text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) for part in text.replace(",", " ").split() if part.isdigit() and int(part) > 0)
+    if not sizes or len(sizes) != len(text.replace(",", " ").split()):
+        raise ValueError(f'{node}: patch_sizes is "{text}"; it needs whole numbers from 1, such as "1, 2"')
+    return sizes
