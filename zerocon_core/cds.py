@@ -44,15 +44,13 @@ class CDSWeights:
 
 
 class Gradient(NamedTuple):
-    """The direction of one iteration (B, C, H, W) and the size of both terms, means over the batch."""
+    """The direction of one iteration (B, C, H, W) and the loss that it descends, mean over the batch.
+
+    The loss is in the units of the published code: w_dds * 2000 / (H W) * |g|^2 + w_cut * L_cut, g the difference of the scores.
+    """
 
     direction: Tensor
-    dds: float
-    cut: float
-
-    @property
-    def loss(self) -> float:
-        return self.dds + self.cut
+    loss: float
 
 
 def authors_step_size(height: int, width: int) -> float:
@@ -115,18 +113,19 @@ def cds_gradient(
             edited = target(z + sigma * noise, sigma)
             losses = patch_nce_loss(pairs(edited.features, source.features), weights.patchnce, generator)
             (cut_gradient,) = torch.autograd.grad(losses.sum(), z)
-        cut, cut_direction = float(losses.detach().mean()), cut_gradient * (z[0, 0].numel() / 2000)
+        losses = losses.detach()
     else:
         edited = target(z + sigma * noise, sigma)
-        cut, cut_direction = 0.0, torch.zeros_like(z)
-    delta = edited.eps - source.eps
-    for name, value in (("source's score", source.eps), ("target's score", edited.eps), ("contrastive gradient", cut_direction)):
+        losses = cut_gradient = torch.zeros(())
+    for name, value in (("source's score", source.eps), ("target's score", edited.eps), ("contrastive gradient", cut_gradient)):
         if not torch.isfinite(value).all():
             raise ValueError(f"the {name} is not finite at sigma {float(sigma):.4g}")
+    delta, scale = edited.eps - source.eps, z[0, 0].numel() / 2000
     direction = weights.w_dds * delta
     if weights.w_cut:
-        direction = direction + weights.w_cut * cut_direction
-    return Gradient(direction, weights.w_dds * float(delta.square().mean()), weights.w_cut * cut)
+        direction = direction + weights.w_cut * scale * cut_gradient
+    loss = weights.w_dds * delta.square().sum() / (scale * len(z)) + weights.w_cut * losses.mean()
+    return Gradient(direction, float(loss))
 
 
 @torch.no_grad()

@@ -80,7 +80,8 @@ class CDSSampler(comfy.samplers.Sampler):
     def __init__(
         self, layers: HookedLayers, step_size: float, weights: CDSWeights, ids_steps: int, checkpointing: bool, seed: int
     ):
-        self.layers = layers if weights.w_cut else HookedLayers(frozenset(), frozenset())
+        compared = layers.self_attention if weights.w_cut else frozenset()
+        self.layers = HookedLayers(compared, frozenset(), layers.max_side)
         self.step_size = step_size
         self.weights = weights
         self.ids_steps = ids_steps

@@ -1,0 +1,231 @@
+"""CDS against its published form: SGD on the authors' loss in variance-preserving form, in float64."""
+
+import math
+
+import papers
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zerocon_core.cds import (
+    PAPER_STEP_SIZE,
+    CDSWeights,
+    Score,
+    authors_step_size,
+    cds_gradient,
+    cds_optimize,
+    draw_timesteps,
+    refine_noise,
+)
+from zerocon_core.patchnce import PatchNCE
+
+SIGMAS = torch.tensor([2.5, 0.4, 1.1, 6.0, 0.9], dtype=torch.float64)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=generator(seed))
+
+
+Z_SRC = randn(2, 3, 4, 6, seed=1)
+KERNELS = {name: randn(3, 3, 3, 3, seed=seed) / 4 for seed, name in enumerate(("source", "target", "other"), start=2)}
+
+
+def vp_eps(x_vp: Tensor, alpha_bar: Tensor, prompt: str) -> Tensor:
+    """An analytic noise prediction, asked the way the papers ask: of sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps."""
+    return (F.conv2d(x_vp, KERNELS[prompt], padding=1) + alpha_bar * x_vp).tanh()
+
+
+def features(x_vp: Tensor, prompt: str) -> dict[str, Tensor]:
+    full = F.conv2d(x_vp, KERNELS[prompt] + 0.5 * KERNELS["source"], padding=1)
+    return {"full": full.sin(), "half": F.avg_pool2d(full, 2).tanh()}
+
+
+def scorer(prompt: str):
+    """The same model in the form that the core asks: x = z + sigma eps."""
+
+    def score(x: Tensor, sigma: Tensor) -> Score:
+        x_vp = x / (1 + sigma**2).sqrt()
+        return Score(vp_eps(x_vp.detach(), 1 / (1 + sigma**2), prompt), features(x_vp, prompt))
+
+    return score
+
+
+def published_gradient(z: Tensor, z_src: Tensor, noise: Tensor, sigma: Tensor, w_dds: float, w_cut: float, direction: str):
+    """The gradient of the published loss w_dds * 2000 * sum(z * g) / (H W) + w_cut * L_cut at one sample z (1, C, H, W).
+
+    That of L_cut is taken by finite differences of the float loops in `papers`.
+    """
+    alpha_bar = 1 / (1 + sigma**2)
+    noised = lambda z: alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * noise
+    g = vp_eps(noised(z), alpha_bar, "target") - vp_eps(noised(z_src), alpha_bar, "source")
+    reference = features(noised(z_src), "source")
+
+    def cut(z: Tensor) -> float:
+        edited = features(noised(z), "target")
+        return papers.contrastive_loss([(edited[name][0], reference[name][0]) for name in edited], (1, 2), 0.07, direction)
+
+    gradient = w_dds * 2000 * g / (z.shape[2] * z.shape[3])
+    return gradient + w_cut * papers.numerical_gradient(cut, z) if w_cut else gradient
+
+
+def published_sgd(z_src: Tensor, noises: list[Tensor], *weights) -> Tensor:
+    """z after the published loop at learning rate 0.1."""
+    z = z_src.clone()
+    for noise, sigma in zip(noises, SIGMAS, strict=True):
+        z = z - 0.1 * published_gradient(z, z_src, noise, sigma, *weights)
+    return z
+
+
+def drawn_noises(seed: int) -> list[Tensor]:
+    draws = generator(seed)
+    return [torch.randn(Z_SRC.shape[1:], generator=draws).double()[None] for _ in SIGMAS]
+
+
+@pytest.mark.parametrize("direction", ["cds", "cut"])
+@pytest.mark.parametrize("weights", [(1.0, 3.0), (0.7, 0.0), (0.0, 1.0)])
+def test_optimisation_is_the_published_sgd(weights, direction):
+    w_dds, w_cut = weights
+    settings = CDSWeights(w_dds, w_cut, PatchNCE(direction=direction))
+    step = authors_step_size(4, 6)
+    [edited] = cds_optimize(Z_SRC, scorer("source"), [scorer("target")], SIGMAS, step_size=step, weights=settings, seed=3)
+    for i in range(2):
+        sample = Z_SRC[i : i + 1]
+        expected = published_sgd(sample, drawn_noises(3), w_dds, w_cut, direction)
+        assert (expected - sample).norm() > 0.1
+        assert (edited[i : i + 1] - expected).norm() / (expected - sample).norm() < 1e-6
+
+
+def test_step_sizes():
+    assert authors_step_size(64, 64) == PAPER_STEP_SIZE == pytest.approx(0.1 * 2000 / 4096)
+    assert authors_step_size(32, 128) == PAPER_STEP_SIZE
+
+
+def test_loss_is_the_objective_in_published_units():
+    noise, sigma = randn(1, 3, 4, 6, seed=8), SIGMAS[0]
+    z = Z_SRC[:1] + 0.2
+    source = scorer("source")(Z_SRC[:1] + sigma * noise, sigma)
+    weights = CDSWeights(0.5, 2.0)
+    gradient = cds_gradient(z, noise, sigma, source, scorer("target"), weights, generator())
+    edited = scorer("target")(z + sigma * noise, sigma)
+    cut = papers.contrastive_loss([(edited.features[n][0], source.features[n][0]) for n in edited.features], (1, 2), 0.07, "cds")
+    dds = 2000 / 24 * sum(v**2 for v in (edited.eps - source.eps).flatten().tolist())
+    assert gradient.loss == pytest.approx(0.5 * dds + 2.0 * cut, rel=1e-6)
+
+
+def test_without_contrast_no_gradient_is_recorded():
+    def score(x, sigma):
+        assert not x.requires_grad and not torch.is_grad_enabled()
+        return scorer("target")(x, sigma)
+
+    cds_optimize(Z_SRC, scorer("source"), [score], SIGMAS, weights=CDSWeights(w_cut=0.0))
+
+
+def optimise(z_src=Z_SRC, targets=("target",), **options):
+    options = {"weights": CDSWeights(patchnce=PatchNCE(patches=5)), "seed": 4, "step_size": 0.2} | options
+    return cds_optimize(z_src, scorer("source"), [scorer(t) for t in targets], SIGMAS, **options)
+
+
+def test_several_targets_are_runs_of_one():
+    both = optimise(targets=("target", "other"))
+    assert torch.equal(both[0], optimise(targets=("target",))[0])
+    assert torch.equal(both[1], optimise(targets=("other",))[0])
+
+
+def test_a_batch_is_its_samples():
+    [both] = optimise()
+    for i in range(2):
+        assert torch.allclose(both[i : i + 1], optimise(Z_SRC[i : i + 1])[0], rtol=0, atol=1e-10)
+
+
+def test_same_seed_same_bits_and_another_seed_other_draws():
+    assert torch.equal(optimise()[0], optimise()[0])
+    assert not torch.equal(optimise()[0], optimise(seed=5)[0])
+
+
+def test_masks():
+    left = torch.zeros(1, 1, 4, 6, dtype=torch.float64)
+    left[..., :3] = 1
+    [whole] = optimise()
+    assert torch.equal(optimise(mask=torch.ones_like(left))[0], whole)
+    assert torch.equal(optimise(mask=torch.zeros_like(left))[0], Z_SRC)
+    [half] = optimise(mask=left)
+    assert torch.equal(half[..., 3:], Z_SRC[..., 3:]) and not torch.equal(half[..., :3], Z_SRC[..., :3])
+
+
+def test_callback_sees_every_iteration():
+    seen = []
+    [edited] = optimise(callback=lambda iteration, zs, gradients: seen.append((iteration, zs[0].clone(), gradients[0].loss)))
+    assert [iteration for iteration, *_ in seen] == [0, 1, 2, 3, 4]
+    assert torch.equal(seen[-1][1], edited) and all(math.isfinite(loss) for *_, loss in seen)
+
+
+@pytest.mark.parametrize("part, said", [("eps", "target's score"), ("features", "contrastive gradient")])
+def test_an_update_that_is_not_finite_names_iteration_and_cause(part, said):
+    def score(x, sigma):
+        good = scorer("target")(x, sigma)
+        if sigma != SIGMAS[2]:
+            return good
+        if part == "eps":
+            return good._replace(eps=good.eps / 0)
+        return good._replace(features={layer: maps / 0 for layer, maps in good.features.items()})
+
+    with pytest.raises(ValueError, match=f"^iteration 3: the {said} is not finite at sigma 1.1$"):
+        cds_optimize(Z_SRC, scorer("source"), [score], SIGMAS)
+
+
+# Timesteps
+
+
+def test_random_timesteps_cover_the_range_evenly():
+    drawn = draw_timesteps(20000, 50, 948, "random", generator())
+    assert drawn.min() == 50 and drawn.max() == 948
+    assert abs(drawn.double().mean() - 499) < 6 and abs(drawn.double().std() - 899 / math.sqrt(12)) < 4
+    assert torch.equal(drawn, draw_timesteps(20000, 50, 948, "random", generator()))
+
+
+def test_descending_timesteps():
+    assert draw_timesteps(4, 50, 950, "descending", generator()).tolist() == [950, 650, 350, 50]
+    assert draw_timesteps(1, 7, 7, "random", generator()).tolist() == [7]
+    with pytest.raises(ValueError, match="empty: 9 to 8"):
+        draw_timesteps(3, 9, 8, "random", generator())
+
+
+# IDS
+
+
+def test_refinement_is_the_published_fixed_point():
+    sigma, noise = torch.tensor(1.3, dtype=torch.float64), randn(1, 3, 4, 6, seed=9)
+    alpha_bar, source = 1 / (1 + sigma**2), Z_SRC[:1]
+
+    def posterior_mean(x_vp):
+        return (x_vp - (1 - alpha_bar).sqrt() * vp_eps(x_vp, alpha_bar, "source")) / alpha_bar.sqrt()
+
+    x_vp = alpha_bar.sqrt() * source + (1 - alpha_bar).sqrt() * noise
+    distances = []
+    for _ in range(3):
+        distance = lambda x: float((source - posterior_mean(x)).norm())
+        distances.append(distance(x_vp))
+        x_vp = x_vp - papers.numerical_gradient(distance, x_vp)
+    expected = (x_vp - alpha_bar.sqrt() * source) / (1 - alpha_bar).sqrt()
+    scale = (1 + sigma**2).sqrt()
+    refined = refine_noise(source, noise, sigma, lambda x, sigma: posterior_mean(x / scale), 3)
+    assert distances[2] < distances[0]
+    assert (refined - expected).norm() / (expected - noise).norm() < 1e-6
+    assert torch.allclose(refine_noise(source, noise, sigma, lambda x, sigma: x, 0), noise)
+
+
+def test_refined_noise_is_shared_by_source_and_target():
+    asked = []
+
+    def score(x, sigma):
+        asked.append(x)
+        return scorer("target")(x, sigma)
+
+    fixed = randn(2, 3, 4, 6, seed=5)
+    cds_optimize(Z_SRC, score, [score], SIGMAS[:1], weights=CDSWeights(w_cut=0.0), refine=lambda noise, sigma: fixed)
+    assert torch.equal(asked[0], asked[1]) and torch.equal(asked[0], Z_SRC + SIGMAS[0] * fixed)

@@ -1,0 +1,414 @@
+"""Delta and contrastive denoising score inside the host."""
+
+import gc
+from collections import Counter
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+import torch.nn.functional as F
+from comfy.model_base import ModelType
+from comfy.patcher_extension import WrappersMP
+from tiny import FAMILIES, conditioning, randn, relative_error, tiny_unet
+from zerocon_pack.nodes.bridge.attention import HookedLayers, decoder_self_attention, hook_layers
+from zerocon_pack.nodes.bridge.cds import CDSGuider, CDSSampler, optimize
+from zerocon_pack.zerocon_core.cds import CDSWeights
+from zerocon_pack.zerocon_core.patchnce import PatchNCE
+
+SOURCE, TARGET, OTHER, NEGATIVE = (conditioning(seed) for seed in (1, 2, 3, 4))
+TIMESTEPS = torch.tensor([600, 80, 930, 301, 455])
+FEW = CDSWeights(w_cut=30.0, patchnce=PatchNCE(patches=8))
+
+
+@pytest.fixture(autouse=True)
+def inference_mode():
+    with torch.inference_mode():
+        yield
+
+
+def edit(model, latent, weights=FEW, targets=(TARGET,), timesteps=TIMESTEPS, mask=None, cfg=3.0, ids_steps=0, seed=0, **options):
+    options = {"checkpointing": False, "step_size": 0.3} | options
+    layers = decoder_self_attention(model.get_model_object("diffusion_model"))
+    guider = CDSGuider(model, SOURCE, list(targets), NEGATIVE, cfg, gradients=bool(weights.w_cut))
+    sampler = CDSSampler(layers, options["step_size"], weights, ids_steps, options["checkpointing"], seed)
+    return optimize(model, guider, sampler, latent, timesteps, mask)
+
+
+def published_loop(family: str, z_src: torch.Tensor, noises, direction: str, step_size: float, w_cut: float, cfg: float):
+    """CDS as the papers write it, through the whole U-Net in float64 with plain autograd, one sample.
+
+    z_t = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) eps; g = eps^w(z_t, target) - eps^w(z_t^src, source); L_cut is the sum over the
+    self-attention layers of the decoder and patch sizes 1 and 2 of PatchNCE, patch by patch through cross_entropy, on the mean
+    over those terms times 18.
+    """
+    patcher = tiny_unet(family=family)
+    unet = patcher.model.diffusion_model.double()
+    unet.dtype = torch.float64
+    predicts_v = FAMILIES[family][1] == ModelType.V_PREDICTION
+    sampling, seen = patcher.get_model_object("model_sampling"), []
+    layers = [m for name, m in unet.output_blocks.named_modules() if name.endswith("attn1")]
+    for layer in layers:
+        layer.register_forward_hook(lambda module, args, out: seen.append(out))
+
+    def eps(x_vp, alpha_bar, t, condition):
+        seen.clear()
+        out = unet(x_vp, t.double().view(1), context=condition[0][0].double())
+        return (1 - alpha_bar).sqrt() * x_vp + alpha_bar.sqrt() * out if predicts_v else out
+
+    def under_cfg(x_vp, alpha_bar, t, condition):
+        unconditional = eps(x_vp.detach(), alpha_bar, t, NEGATIVE).detach()
+        conditional = eps(x_vp, alpha_bar, t, condition)
+        return unconditional + cfg * (conditional.detach() - unconditional), list(seen)
+
+    def patches(tokens, size):
+        height, width = z_src.shape[2:]
+        while height * width > tokens.shape[1]:
+            height, width = -(-height // 2), -(-width // 2)
+        maps = tokens[0].T.reshape(-1, height, width)
+        squares = [
+            maps[:, i : i + size, j : j + size].mean((1, 2))
+            for i in range(0, height - size + 1, size)
+            for j in range(0, width - size + 1, size)
+        ]
+        return torch.stack([square / square.norm() for square in squares])
+
+    def nce(edited, source):
+        anchor, other = (source, edited) if direction == "cds" else (edited, source)
+        logits = anchor @ other.T / 0.07
+        return F.cross_entropy(logits, torch.arange(len(logits)))
+
+    z = z_src.double()
+    for noise, t in zip(noises, TIMESTEPS, strict=True):
+        alpha_bar = 1 / (1 + sampling.sigma(t).double() ** 2)
+        noised = alpha_bar.sqrt() * z_src.double() + (1 - alpha_bar).sqrt() * noise
+        with torch.no_grad():
+            g_source, reference = under_cfg(noised, alpha_bar, t, SOURCE)
+        with torch.enable_grad():
+            z = z.detach().requires_grad_(True)
+            g_target, features = under_cfg(alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * noise, alpha_bar, t, TARGET)
+            pairs = list(zip(features, reference, strict=True))
+            terms = [nce(patches(edited, size), patches(source, size)) for edited, source in pairs for size in (1, 2)]
+            (gradient,) = torch.autograd.grad(18 * sum(terms) / len(terms), z)
+        positions = z.shape[2] * z.shape[3]
+        z = z.detach() - step_size * (g_target - g_source + w_cut * positions / 2000 * gradient)
+    return z
+
+
+@pytest.mark.parametrize("direction", ["cds", "cut"])
+@pytest.mark.parametrize("family", ["SD1.x", "SD2.x"])
+@torch.inference_mode(False)
+def test_five_iterations_agree_with_a_float64_transcription(family, direction):
+    model, latent, draws = tiny_unet(family=family), randn(1, 4, 12, 8), torch.Generator().manual_seed(7)
+    noises = [torch.randn(4, 12, 8, generator=draws).double()[None] for _ in TIMESTEPS]
+    with torch.inference_mode():
+        weights = CDSWeights(w_cut=20.0, patchnce=PatchNCE(direction=direction))
+        result = edit(model, latent, weights, seed=7)
+    scale = model.model.latent_format.scale_factor
+
+    def published(w_cut):
+        return published_loop(family, latent * scale, noises, direction, 0.3, w_cut, 3.0) / scale
+
+    expected = published(20.0)
+    move = lambda z: z.double() - latent.double()
+    assert relative_error(move(published(0.0)), move(expected)) > 0.05, "the contrast must matter"
+    assert relative_error(move(result), move(expected)) < 1e-4
+
+
+class DeltaLoop(comfy.samplers.Sampler):
+    """DDS written on the host's own sampling function."""
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        options, conds, model = extra_args["model_options"], model_wrap.conds, model_wrap.inner_model
+        z, draws = latent_image.clone(), torch.Generator().manual_seed(0)
+        for sigma in sigmas:
+            eps, moved = torch.randn(z.shape[1:], generator=draws), []
+            for clean, cond in ((z, "target 0"), (latent_image, "source")):
+                x = clean + sigma * eps
+                denoised = comfy.samplers.sampling_function(
+                    model, x, sigma * torch.ones(len(z)), conds["negative"], conds[cond], model_wrap.cfg, options
+                )
+                moved.append((x - denoised) / sigma)
+            z = z - 0.3 * (moved[0] - moved[1])
+        return z
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_contrast_it_is_delta_denoising_score_bit_for_bit(family):
+    model, latent = tiny_unet(family=family), randn(2, 4, 8, 10)
+    guider = CDSGuider(model, SOURCE, [TARGET], NEGATIVE, 3.0, gradients=False)
+    sigmas = model.get_model_object("model_sampling").sigma(TIMESTEPS)
+    expected = guider.sample(torch.zeros_like(latent), latent, DeltaLoop(), sigmas, disable_pbar=True)
+    assert torch.equal(edit(model, latent, CDSWeights(w_cut=0.0)), expected)
+
+
+def counted(model):
+    """A clone that counts sample-passes of the U-Net, with and without gradients."""
+    passes = Counter()
+
+    def count(executor, x, *args, **kwargs):
+        passes["grad" if torch.is_grad_enabled() and x.requires_grad else "no grad"] += x.shape[0]
+        return executor(x, *args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", count)
+    return model, passes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "options, no_grad, grad",
+    [
+        (dict(), 3, 1),
+        (dict(targets=(TARGET, OTHER)), 2 + 2, 2),
+        (dict(cfg=1.0), 1, 1),
+        (dict(weights=CDSWeights(w_cut=0.0)), 4, 0),
+        (dict(ids_steps=3), 3, 1 + 3 * 2),
+    ],
+    ids=["CDS", "two targets", "no CFG", "DDS", "IDS"],
+)
+def test_passes_of_an_iteration(family, options, no_grad, grad):
+    model, passes = counted(tiny_unet(family=family))
+    edit(model, randn(1, 4, 8, 8), **options)
+    assert passes == Counter({"no grad": no_grad * len(TIMESTEPS), "grad": grad * len(TIMESTEPS)})
+
+
+def test_masks():
+    model, latent = tiny_unet(), randn(2, 4, 8, 8)
+    left = torch.zeros_like(latent)
+    left[..., :4] = 1
+    whole = edit(model, latent)
+    assert torch.equal(edit(model, latent, mask=torch.ones_like(latent)), whole)
+    half = edit(model, latent, mask=left, targets=(TARGET, OTHER))
+    assert torch.equal(half[..., 4:], latent.repeat(2, 1, 1, 1)[..., 4:])
+    assert relative_error(half[:2, ..., :4], latent[..., :4]) > 0.01
+
+
+def test_same_seed_same_bits_and_another_seed_another_edit():
+    model, latent = tiny_unet(), randn(1, 4, 16, 16)
+    first = edit(model, latent, seed=1)
+    assert torch.equal(first, edit(model, latent, seed=1))
+    assert not torch.equal(first, edit(model, latent, seed=2))
+
+
+@pytest.mark.parametrize("shape", [(13, 10), (8, 24)])
+def test_batches_and_targets_are_runs_of_one(shape):
+    model, latents = tiny_unet(), randn(2, 4, *shape)
+    edited = edit(model, latents, targets=(TARGET, OTHER))
+    assert edited.shape == (4, 4, *shape)
+    for k, target in enumerate((TARGET, OTHER)):
+        for i in range(2):
+            [alone] = edit(model, latents[i : i + 1], targets=(target,))
+            assert relative_error(edited[2 * k + i] - latents[i], alone - latents[i]) < 1e-4
+
+
+def test_checkpointing_changes_memory_alone():
+    def run(checkpointing):
+        saved = Counter()
+
+        def keep(tensor):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            edited = edit(tiny_unet(), randn(1, 4, 16, 12), timesteps=TIMESTEPS[:1], checkpointing=checkpointing)
+        return edited, sum(saved.values())
+
+    (plain, much), (checkpointed, little) = run(False), run(True)
+    assert relative_error(checkpointed, plain) < 1e-6
+    assert little < 0.6 * much
+
+
+@pytest.mark.parametrize("weights", [FEW, CDSWeights(w_cut=0.0)])
+def test_weights_in_half_precision(weights):
+    with torch.inference_mode():
+        half = tiny_unet(torch.float16)
+    rounded = tiny_unet()
+    for parameter in rounded.model.diffusion_model.parameters():
+        parameter.copy_(parameter.half().float())
+    latent = randn(1, 4, 8, 8)
+    result = edit(half, latent, weights)
+    assert result.dtype == torch.float32
+    assert relative_error(result - latent, edit(rounded, latent, weights) - latent) < 1e-4
+
+
+def test_nothing_of_an_iteration_outlives_it(monkeypatch):
+    def tensor_bytes():
+        gc.collect()
+        storages = {}
+        for thing in gc.get_objects():
+            if issubclass(type(thing), torch.Tensor):
+                storage = thing.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        return sum(storages.values())
+
+    measured = []
+    monkeypatch.setattr(
+        "zerocon_pack.nodes.bridge.cds.prepare_callback", lambda *args: lambda *seen: measured.append(tensor_bytes())
+    )
+    edit(tiny_unet(), randn(1, 4, 16, 16), timesteps=torch.arange(100, 900, 100))
+    assert len(measured) == 8 and max(measured[2:]) <= measured[1] * 1.01
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, comfy.model_management.InterruptProcessingException])
+def test_a_stopped_run_leaves_the_model_as_it_was(failure, monkeypatch):
+    model, latent = tiny_unet(), randn(1, 4, 8, 8)
+    before, options = edit(model, latent), repr(model.model_options)
+
+    def stop(step, *_):
+        if step == 1:
+            raise failure()
+
+    with monkeypatch.context() as patch, pytest.raises(failure):
+        patch.setattr("zerocon_pack.nodes.bridge.cds.prepare_callback", lambda *args: stop)
+        edit(model, latent)
+    assert repr(model.model_options) == options
+    assert not any("forward" in module.__dict__ for module in model.model.modules())
+    assert torch.equal(edit(model, latent), before)
+
+
+def test_patches_of_the_model_decide_the_score():
+    """CFG of the host, with everything that other nodes hung on it."""
+    model, latent, seen = tiny_unet().clone(), randn(1, 4, 8, 8), []
+
+    def post_cfg(args):
+        seen.append(args["cond_scale"])
+        return args["cond_denoised"]
+
+    expected = edit(tiny_unet(), latent, cfg=1.0)
+    model.set_model_sampler_post_cfg_function(post_cfg)
+    assert relative_error(edit(model, latent, cfg=7.0), expected) < 1e-5
+    assert seen == [7.0] * 2 * len(TIMESTEPS)
+
+
+# The node
+
+
+def graph(**changes) -> dict:
+    """A graph of the node alone. `changes` are inputs by node, such as cds={"steps": 3}."""
+    nodes = {
+        "cds": ("ZeroConCDSOptimize", dict(
+            model=["model", 0], image_latent=["latent", 0], source=["source", 0], target=["target", 0], negative=["negative", 0],
+            cfg=3.0, steps=3, step_size=0.3, step_rule="fixed", w_dds=1.0, w_cut=3.0, temperature=0.07, patches=256,
+            patch_sizes="1, 2", contrast="cds", min_timestep=50, max_timestep=948, timestep_order="random", ids_steps=0,
+            checkpointing=False, seed=0)),
+        "result": ("TestCapture", dict(value=["cds", 0])),
+        "loss": ("TestCapture", dict(value=["cds", 1])),
+    }  # fmt: skip
+    for name in ("model", "latent", "source", "target", "negative"):
+        nodes[name] = "TestValue", {"key": name}
+    for name, inputs in changes.items():
+        nodes[name] = (inputs.get("class_type") or nodes[name][0], (nodes.get(name) or ("", {}))[1] | inputs)
+        nodes[name][1].pop("class_type", None)
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.inference_mode():
+        return tiny_unet()
+
+
+@pytest.fixture
+def values(model):
+    latent = {"samples": randn(1, 4, 8, 8), "kept": 1}
+    return {"model": model, "latent": latent, "source": SOURCE, "target": TARGET, "negative": NEGATIVE}
+
+
+def test_the_node_runs_and_reports(run_graph, values):
+    run = run_graph(graph(), values)
+    assert run.success, run.error
+    assert run.captured["result"]["kept"] == 1 and run.captured["result"]["samples"].shape == (1, 4, 8, 8)
+    assert len(run.captured["loss"]["loss"]) == 3
+    assert any("progress" in str(event) for event, _ in run.messages)
+
+
+def test_step_rules(run_graph, values):
+    fixed = run_graph(graph(cds=dict(step_size=0.05 * 64)), values).captured["result"]["samples"]
+    authors = run_graph(graph(cds=dict(step_rule="authors", step_size=0.05)), values).captured["result"]["samples"]
+    assert relative_error(authors - values["latent"]["samples"], fixed - values["latent"]["samples"]) < 1e-4
+
+
+def test_hooked_layers_are_read(run_graph, values):
+    hooks = dict(class_type="ZeroConAttentionHookedUNet", model=["model", 0], cross_attention="all", max_side=0)
+    samples = {}
+    for part in ("decoder", "encoder"):
+        run = run_graph(graph(cds=dict(model=["hooks", 0]), hooks=hooks | dict(self_attention=part)), values)
+        samples[part] = run.captured["result"]["samples"]
+    assert torch.equal(samples["decoder"], run_graph(graph(), values).captured["result"]["samples"])
+    assert not torch.equal(samples["decoder"], samples["encoder"])
+
+
+def test_mask_and_noise_mask_meet_at_the_size_of_the_latent(run_graph, values):
+    top, left = torch.zeros(1, 64, 64), torch.zeros(1, 16, 16)
+    top[:, :32], left[..., :8] = 1, 1
+    latent = values["latent"] | {"noise_mask": left}
+    masked = graph(cds=dict(mask=["mask", 0]), mask=dict(class_type="TestValue", key="mask"))
+    edited = run_graph(masked, values | {"latent": latent, "mask": top}).captured["result"]["samples"]
+    moved = (edited - latent["samples"]).abs().sum((0, 1)) > 0
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[:4, :4] = True
+    assert torch.equal(moved, expected)
+
+
+def test_a_mask_of_zeros_returns_the_source_and_says_so(run_graph, values, caplog):
+    latent = values["latent"] | {"noise_mask": torch.zeros(1, 8, 8)}
+    run = run_graph(graph(), values | {"latent": latent})
+    assert torch.equal(run.captured["result"]["samples"], latent["samples"])
+    assert "mask is 0 everywhere" in caplog.text
+
+
+class Fan:
+    """A stock-like node that hands out a list."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"items": ("*", {})}})
+    RETURN_TYPES = ("CONDITIONING",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "fan"
+    CATEGORY = "tests"
+
+    def fan(self, items):
+        return (items,)
+
+
+def test_a_list_of_targets_is_one_run(run_graph, values, monkeypatch):
+    import nodes
+
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Fan", Fan)
+    listed = graph(target=dict(key="both"), fan=dict(class_type="Fan", items=["target", 0]), cds=dict(target=["fan", 0]))
+    both = run_graph(listed, values | {"both": [TARGET, OTHER]}).captured["result"]["samples"]
+    for i, target in enumerate((TARGET, OTHER)):
+        alone = run_graph(graph(), values | {"target": target}).captured["result"]["samples"]
+        assert torch.equal(both[i : i + 1], alone)
+    refused = graph(source=dict(key="both"), fan=dict(class_type="Fan", items=["source", 0]), cds=dict(source=["fan", 0]))
+    run = run_graph(refused, values | {"both": [SOURCE, OTHER]})
+    assert run.error.strip() == (
+        "CDSOptimize: source is a list of 2; only target may be a list. For several images use one batch "
+        "(Rebatch Latents makes it)"
+    )
+
+
+REFUSALS = {
+    "same prompts": (dict(target={"key": "source"}), {}, ["same prompt"]),
+    "no timesteps": (dict(cds={"min_timestep": 500, "max_timestep": 499}), {}, ["empty", "500 to 499"]),
+    "patch sizes": (dict(cds={"patch_sizes": "0"}), {}, ["patch_sizes"]),
+    "batch": (dict(), {"target": [[randn(2, 77, 64), {}]]}, ["target", "batch of 2", "latent of 1"]),
+    "video": (dict(), {"latent": {"samples": randn(1, 4, 2, 8, 8)}}, ["image latents"]),
+    "not finite": (dict(), {"latent": {"samples": torch.full((1, 4, 8, 8), float("nan"))}}, ["NaN"]),
+    "diverges": (dict(), {"target": [[torch.full((1, 77, 64), float("nan")), {}]]}, ["iteration 1", "target's score"]),
+}
+
+
+@pytest.mark.parametrize("changes, bad, said", REFUSALS.values(), ids=REFUSALS)
+def test_refusals_are_one_sentence_and_the_next_run_works(run_graph, values, changes, bad, said):
+    run = run_graph(graph(**changes), values | bad)
+    assert not run.success and run.error.startswith("CDSOptimize: ") and "\n" not in run.error.strip()
+    assert all(part in run.error for part in said), run.error
+    assert run_graph(graph(), values).success
+
+
+def test_contrast_without_layers_is_refused(run_graph, values, model):
+    none = hook_layers(model, HookedLayers(frozenset(), frozenset()))
+    run = run_graph(graph(), values | {"model": none})
+    assert run.error.startswith("CDSOptimize: w_cut is 3, but no self-attention layer of BaseModel is read; choose layers in")
+    assert run_graph(graph(cds=dict(w_cut=0.0)), values | {"model": none}).success
