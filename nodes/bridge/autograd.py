@@ -135,9 +135,11 @@ def as_weighted_op(module: nn.Module) -> Callable[..., Tensor]:
     original, linear = module.forward, is_linear_map(module)
 
     def forward(x: Tensor, *args, **kwargs) -> Tensor:
-        if x.requires_grad and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return original(x, *args, **kwargs)
+        if x.requires_grad:
             return WeightedOp.apply(x, module, lambda x: original(x, *args, **kwargs), linear)
-        with torch.no_grad():
+        with torch.no_grad():  # older hosts leave requires_grad on their weights
             return original(x, *args, **kwargs)
 
     return forward
