@@ -2,8 +2,8 @@
 
     python benchmarks/cds_edits.py --comfyui PATH --json FILE [--scenes 100] [--batch 25]
 
-60 iterations that are longer than the papers' stand for their 200. FILE grows by one line a batch, and a run that was stopped goes
-on where it was. Toy figures: they say nothing about Stable Diffusion, whose latents and features are others.
+60 iterations that are longer than the papers' stand for their 200. FILE grows by one line a batch, and a run that was stopped
+goes on where it was. Toy figures: they say nothing about Stable Diffusion, whose latents and features are others.
 """
 
 import argparse
