@@ -58,7 +58,7 @@ def edit(bench: Bench, batch: list[Edit], setting: Setting) -> tuple[torch.Tenso
     layers = attention.decoder_self_attention(bench.model.get_model_object("diffusion_model"))
     sampler = bridge.CDSSampler(layers, setting.step_size, weights, 0, False, 0)
     timesteps = core.draw_timesteps(ITERATIONS, 50, 948, setting.order, torch.Generator().manual_seed(0))
-    latent = bridge.optimize(bench.model, guider, sampler, bench.vae.encode(images), timesteps, None)
+    [latent] = bridge.optimize(bench.model, guider, sampler, bench.vae.encode(images), timesteps, None)
     return images, bench.vae.decode(latent)
 
 

@@ -33,8 +33,8 @@ class CDSOptimize(io.ComfyNode):
                 io.Conditioning.Input("source", tooltip="What the image shows."),
                 io.Conditioning.Input(
                     "target",
-                    tooltip="What the result shall show. A list of several gives a batch with one result each, and what they "
-                    "need to know of the source is computed once.",
+                    tooltip="What the result shall show. A list of several gives a list of results, and what they need to know "
+                    "of the source is computed once.",
                 ),
                 io.Conditioning.Input("negative", tooltip="What CFG pushes away from: usually an empty prompt."),
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="CFG scale (papers: 7.5)."),
@@ -101,11 +101,11 @@ class CDSOptimize(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(
-                    "edited_latent", display_name="edited_latent",
-                    tooltip="For VAE Decode. With several targets, all images of the first, then all of the second and so on.",
+                    "edited_latent", display_name="edited_latent", is_output_list=True,
+                    tooltip="For VAE Decode. One latent a target.",
                 ),
                 io.Custom("LOSS_MAP").Output(
-                    "loss", display_name="loss",
+                    "loss", display_name="loss", is_output_list=True,
                     tooltip="Weighted size of the score difference plus the weighted contrastive loss at each iteration.",
                 ),
             ],
@@ -113,32 +113,32 @@ class CDSOptimize(io.ComfyNode):
 
     @classmethod
     def execute(cls, target, **lists) -> io.NodeOutput:
-        return edit(targets=target, **{name: only(name, values) for name, values in lists.items()})
-
-
-def only(name: str, values: list):
-    if len(values) != 1:
-        raise ValueError(
-            f"CDSOptimize: {name} is a list of {len(values)}; only target may be a list. For several images use one batch "
-            "(Rebatch Latents makes it)"
-        )
-    return values[0]
+        runs = max(map(len, lists.values()))
+        if runs == 1:
+            return io.NodeOutput(*edit(targets=target, **{name: value for name, (value,) in lists.items()}))
+        # Lists of other inputs are taken item by item, as the host does.
+        item = lambda values, i: values[min(i, len(values) - 1)]  # noqa: E731
+        results = [
+            edit(targets=[item(target, i)], **{name: item(values, i) for name, values in lists.items()})
+            for i in range(max(runs, len(target)))
+        ]
+        return io.NodeOutput(*([first for [first] in output] for output in zip(*results, strict=True)))
 
 
 def edit(
     model, image_latent, source, targets, negative, cfg, steps, step_size, step_rule, w_dds, w_cut, temperature, patches,
     patch_sizes, contrast, min_timestep, max_timestep, timestep_order, ids_steps, checkpointing, seed, mask=None,
-) -> io.NodeOutput:  # fmt: skip
+) -> tuple[list[dict], list[dict]]:  # fmt: skip
+    """The edited LATENT and its LOSS_MAP for each target."""
     samples = image_latent["samples"]
     weights = CDSWeights(w_dds, w_cut, PatchNCE(temperature, patches, parse_sizes("CDSOptimize", patch_sizes), contrast))
     layers = hooked_layers(model) or decoder_self_attention(model.get_model_object("diffusion_model"))
     check(model, samples, source, targets, negative, weights, layers, min_timestep, max_timestep)
 
-    latent = {key: value for key, value in image_latent.items() if key != "batch_index" or len(targets) == 1}
     mask = mask_for(samples, [m for m in (mask, image_latent.get("noise_mask")) if m is not None])
     if mask is not None and not mask.any():
         log.warning("CDSOptimize: the mask is 0 everywhere, so nothing was edited")
-        return io.NodeOutput(latent | {"samples": samples.repeat(len(targets), 1, 1, 1)}, {"loss": [0.0] * steps})
+        return [image_latent for _ in targets], [{"loss": [0.0] * steps} for _ in targets]
 
     if step_rule == "authors":
         step_size *= authors_step_size(*samples.shape[-2:]) / PAPER_STEP_SIZE
@@ -149,7 +149,7 @@ def edit(
         edited = optimize(model, guider, sampler, samples, timesteps, mask)
     except ValueError as error:
         raise ValueError(f"CDSOptimize: {error}") from error
-    return io.NodeOutput(latent | {"samples": edited}, {"loss": sampler.losses})
+    return [image_latent | {"samples": samples} for samples in edited], [{"loss": losses} for losses in sampler.losses]
 
 
 def check(model, samples, source, targets, negative, weights: CDSWeights, layers: HookedLayers, low: int, high: int) -> None:

@@ -75,7 +75,7 @@ class CDSGuider(comfy.samplers.CFGGuider):
 
 
 class CDSSampler(comfy.samplers.Sampler):
-    """Moves the clean latent instead of denoising a noised one. Keeps the losses of all iterations."""
+    """Moves the clean latent instead of denoising a noised one. Keeps the losses of all iterations, one list a target."""
 
     def __init__(
         self, layers: HookedLayers, step_size: float, weights: CDSWeights, ids_steps: int, checkpointing: bool, seed: int
@@ -87,17 +87,19 @@ class CDSSampler(comfy.samplers.Sampler):
         self.ids_steps = ids_steps
         self.checkpointing = checkpointing
         self.seed = seed
-        self.losses: list[float] = []
+        self.losses: list[list[float]] = []
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         options = extra_args["model_options"]
+        self.losses = [[] for _ in model_wrap.targets]
 
         def scorer(name: str) -> Scorer:
             return model_wrap.scorer(name, self.layers, options)
 
         def report(iteration: int, zs: list[Tensor], gradients: list[Gradient]) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            self.losses.append(sum(gradient.loss for gradient in gradients) / len(gradients))
+            for losses, gradient in zip(self.losses, gradients, strict=True):
+                losses.append(gradient.loss)
             edited = torch.cat(zs)
             callback(iteration, edited, edited, len(sigmas))
 
@@ -132,19 +134,19 @@ class CDSSampler(comfy.samplers.Sampler):
 
 def optimize(
     model: ModelPatcher, guider: CDSGuider, sampler: CDSSampler, latent_image: Tensor, timesteps: Tensor, mask: Tensor | None
-) -> Tensor:
-    """The edited latents (targets * B, C, H, W) of latent_image (B, C, H, W), target by target, in LATENT space.
+) -> list[Tensor]:
+    """The edit of latent_image (B, C, H, W) for each target of `guider`, in LATENT space.
 
     One iteration a timestep. Where `mask`, already (B, C, H, W), is 0 they are the source bit for bit.
     """
     sigmas = model.get_model_object("model_sampling").sigma(timesteps)
     edited = guider.sample(
         torch.zeros_like(latent_image), latent_image, sampler, sigmas, mask, callback=prepare_callback(model, len(sigmas))
-    )
+    ).chunk(len(guider.targets))
     if mask is None:
-        return edited
-    source, outside = (t.to(edited).repeat(len(guider.targets), 1, 1, 1) for t in (latent_image, mask == 0))
-    return torch.where(outside.bool(), source, edited)
+        return list(edited)
+    outside, source = (mask == 0).to(edited[0].device), latent_image.to(edited[0])
+    return [torch.where(outside, source, latent) for latent in edited]
 
 
 def mask_for(samples: Tensor, masks: list[Tensor]) -> Tensor | None:

@@ -32,7 +32,8 @@ def edit(model, latent, weights=FEW, targets=(TARGET,), timesteps=TIMESTEPS, mas
     layers = decoder_self_attention(model.get_model_object("diffusion_model"))
     guider = CDSGuider(model, SOURCE, list(targets), NEGATIVE, cfg, gradients=bool(weights.w_cut))
     sampler = CDSSampler(layers, options["step_size"], weights, ids_steps, options["checkpointing"], seed)
-    return optimize(model, guider, sampler, latent, timesteps, mask)
+    edited = optimize(model, guider, sampler, latent, timesteps, mask)
+    return edited if len(targets) > 1 else edited[0]
 
 
 def published_loop(family: str, z_src: torch.Tensor, noises, direction: str, step_size: float, w_cut: float, cfg: float):
@@ -179,9 +180,9 @@ def test_masks():
     left[..., :4] = 1
     whole = edit(model, latent)
     assert torch.equal(edit(model, latent, mask=torch.ones_like(latent)), whole)
-    half = edit(model, latent, mask=left, targets=(TARGET, OTHER))
-    assert torch.equal(half[..., 4:], latent.repeat(2, 1, 1, 1)[..., 4:])
-    assert relative_error(half[:2, ..., :4], latent[..., :4]) > 0.01
+    for half in edit(model, latent, mask=left, targets=(TARGET, OTHER)):
+        assert torch.equal(half[..., 4:], latent[..., 4:])
+        assert relative_error(half[..., :4], latent[..., :4]) > 0.01
 
 
 def test_same_seed_same_bits_and_another_seed_another_edit():
@@ -195,11 +196,11 @@ def test_same_seed_same_bits_and_another_seed_another_edit():
 def test_batches_and_targets_are_runs_of_one(shape):
     model, latents = tiny_unet(), randn(2, 4, *shape)
     edited = edit(model, latents, targets=(TARGET, OTHER))
-    assert edited.shape == (4, 4, *shape)
-    for k, target in enumerate((TARGET, OTHER)):
+    for both, target in zip(edited, (TARGET, OTHER), strict=True):
+        assert torch.equal(both, edit(model, latents, targets=(target,)))
         for i in range(2):
             [alone] = edit(model, latents[i : i + 1], targets=(target,))
-            assert relative_error(edited[2 * k + i] - latents[i], alone - latents[i]) < 1e-4
+            assert relative_error(both[i] - latents[i], alone - latents[i]) < 1e-4
 
 
 def test_checkpointing_changes_memory_alone():
@@ -358,34 +359,69 @@ def test_a_mask_of_zeros_returns_the_source_and_says_so(run_graph, values, caplo
     assert "mask is 0 everywhere" in caplog.text
 
 
-class Fan:
-    """A stock-like node that hands out a list."""
+class Listed:
+    """Hands out a list, and puts a list together, so that graphs can fan out."""
 
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"items": ("*", {})}})
-    RETURN_TYPES = ("CONDITIONING",)
-    OUTPUT_IS_LIST = (True,)
-    FUNCTION = "fan"
+    RETURN_TYPES = ("*",)
     CATEGORY = "tests"
 
-    def fan(self, items):
-        return (items,)
+
+class Split(Listed):
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"value": ("*", {})}})
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "split"
+
+    def split(self, value):
+        return (value,)
 
 
-def test_a_list_of_targets_is_one_run(run_graph, values, monkeypatch):
+class Join(Listed):
+    INPUT_TYPES = Split.INPUT_TYPES
+    INPUT_IS_LIST = True
+    FUNCTION = "join"
+
+    def join(self, value):
+        return (value,)
+
+
+@pytest.fixture
+def run_lists(run_graph, values, monkeypatch):
+    """Runs the node with lists at the inputs `lists`; what it hands on, as lists."""
     import nodes
 
-    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Fan", Fan)
-    listed = graph(target=dict(key="both"), fan=dict(class_type="Fan", items=["target", 0]), cds=dict(target=["fan", 0]))
-    both = run_graph(listed, values | {"both": [TARGET, OTHER]}).captured["result"]["samples"]
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Split", Split)
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Join", Join)
+
+    def run(**lists):
+        split = {f"{name}s": dict(class_type="Split", value=[name, 0]) for name in lists}
+        changes = {"image_latent" if name == "latent" else name: [f"{name}s", 0] for name in lists}
+        join = {f"all {i}": dict(class_type="Join", value=["cds", i]) for i in range(2)}
+        ends = dict(result=dict(value=["all 0", 0]), loss=dict(value=["all 1", 0]))
+        result = run_graph(graph(cds=changes, **split, **join, **ends), values | lists)
+        assert result.success, result.error
+        return result.captured["result"], result.captured["loss"]
+
+    return run
+
+
+def test_a_list_of_targets_is_one_run_with_a_result_each(run_graph, run_lists, values):
+    model, passes = counted(values["model"])
+    values["model"] = model
+    edited, losses = run_lists(target=[TARGET, OTHER])
+    assert passes == {"no grad": 3 * (2 + 2), "grad": 3 * 2}
+    assert len(edited) == len(losses) == 2
     for i, target in enumerate((TARGET, OTHER)):
-        alone = run_graph(graph(), values | {"target": target}).captured["result"]["samples"]
-        assert torch.equal(both[i : i + 1], alone)
-    refused = graph(source=dict(key="both"), fan=dict(class_type="Fan", items=["source", 0]), cds=dict(source=["fan", 0]))
-    run = run_graph(refused, values | {"both": [SOURCE, OTHER]})
-    assert run.error.strip() == (
-        "CDSOptimize: source is a list of 2; only target may be a list. For several images use one batch "
-        "(Rebatch Latents makes it)"
-    )
+        alone = run_graph(graph(), values | {"target": target}).captured
+        assert torch.equal(edited[i]["samples"], alone["result"]["samples"]) and losses[i] == alone["loss"]
+
+
+def test_lists_of_images_are_taken_item_by_item(run_graph, run_lists, values):
+    latents = [values["latent"], {"samples": randn(2, 4, 10, 8, seed=5)}]
+    edited, losses = run_lists(latent=latents, target=[TARGET, OTHER])
+    assert len(edited) == len(losses) == 2
+    for i, target in enumerate((TARGET, OTHER)):
+        alone = run_graph(graph(), values | {"target": target, "latent": latents[i]}).captured["result"]["samples"]
+        assert torch.equal(edited[i]["samples"], alone)
 
 
 REFUSALS = {
