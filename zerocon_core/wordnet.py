@@ -5,7 +5,7 @@ A reader of our own: nltk's needs files that not every distribution of WordNet h
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -61,17 +61,16 @@ class WordNet:
         """Synonyms, antonyms, then co-hyponyms, those that WordNet's tagged texts use most first. Plurals for a plural.
 
         The word is an adjective if it can be one and stands `before_noun`, else a noun if it can be one; its `senses` commonest
-        meanings count. Co-hyponyms of a noun are the other hyponyms of its hypernyms, of an adjective, which has none, the others
-        of its cluster of similar adjectives; each gives its first word. Names, slurs and adjectives that never stand before a
-        noun are left out. (Ours, but for the three relations.)
+        meanings count. Co-hyponyms of a noun are the other hyponyms of its hypernyms; of an adjective, which has none, the others
+        of its cluster of similar adjectives. Each gives its first usable word: no name, no slur, and no adjective that never
+        stands before a noun. (Ours, but for the three relations.)
         """
         close, siblings = [], []
         for pos, lemma, inflect in self._listed_forms(word, "adj" if before_noun else "noun"):
             for synset in self.senses(lemma, pos)[:senses]:
-                close += map(inflect, _usable([*synset.words, *self._antonyms(synset, lemma)]))
+                close += map(inflect, [*_usable(synset), *self._antonyms(synset, lemma)])
                 for sibling in self._co_hyponyms(synset):
-                    if not SLUR.search(sibling.gloss):
-                        siblings += [(self.uses(w, pos), inflect(w)) for w in _usable(sibling.words[:1])]
+                    siblings += [(self.uses(w, pos), inflect(w)) for w in _usable(sibling)[:1]]
         by_use = sorted(siblings, key=lambda sibling: sibling[0], reverse=True)
         return list(dict.fromkeys([*close, *(w for _, w in by_use)]))
 
@@ -128,10 +127,12 @@ class WordNet:
             return Synset(pos, offset, tuple(word.replace("_", " ") for word in words), tuple(pointers), gloss)
 
     def _antonyms(self, synset: Synset, lemma: str) -> Iterator[str]:
-        place = 1 + [_key(_bare(word)) for word in synset.words].index(_key(lemma))
-        for pointer in synset.pointers:
-            if pointer.symbol == "!" and pointer.source == place:
-                yield self._synset(synset.pos, pointer.offset).words[pointer.target - 1]
+        with self._reading(f"data.{synset.pos}"):
+            place = 1 + [_key(_bare(word)) for word in synset.words].index(_key(lemma))
+            for pointer in synset.pointers:
+                if pointer.symbol == "!" and pointer.source == place:
+                    opposite = self._synset(synset.pos, pointer.offset)
+                    yield from _usable(opposite._replace(words=opposite.words[pointer.target - 1 : pointer.target]))
 
     def _co_hyponyms(self, synset: Synset) -> Iterator[Synset]:
         up, down = ("@", "~") if synset.pos == "noun" else ("&", "&")
@@ -146,7 +147,8 @@ class WordNet:
     @cached_property
     def _irregular_plurals(self) -> list[list[str]]:
         """Each followed by its singulars."""
-        lines = self.files["noun.exc"].decode().splitlines()
+        with self._reading("noun.exc"):
+            lines = self.files["noun.exc"].decode().splitlines()
         return [[form.replace("_", " ") for form in line.split()] for line in lines]
 
     @cached_property
@@ -178,8 +180,11 @@ def _bare(word: str) -> str:
     return word.split("(")[0]
 
 
-def _usable(words: Iterable[str]) -> list[str]:
-    return [_bare(word) for word in words if not word.endswith("p)") and word.islower() and PHRASE.fullmatch(_bare(word))]
+def _usable(synset: Synset) -> list[str]:
+    """Its words that can stand in a prompt."""
+    if SLUR.search(synset.gloss):
+        return []
+    return [_bare(word) for word in synset.words if not word.endswith("p)") and word.islower() and PHRASE.fullmatch(_bare(word))]
 
 
 def _word_numbers(source_target: str) -> tuple[int, int]:
