@@ -93,7 +93,7 @@ class PromptAugment(io.ComfyNode):
         encoder = None if clip is None else SentenceEncoder(clip)
         generator = torch.Generator().manual_seed(seed)
         try:
-            sources = word_sources(words, toy_words, wordnet, senses, bert)
+            sources = _word_sources(words, toy_words, wordnet, senses, bert)
             if word:
                 gap = gap_at(caption, word)
                 candidates = gather(gap, sources, pool)
@@ -108,11 +108,11 @@ class PromptAugment(io.ComfyNode):
             log.warning('PromptAugment: the caption is longer than the text encoder reads; cut off: "%s"', encoder.cut[0])
         if include_caption:
             found = [Augmentation(caption, gap.word, None if clip is None else 0.0), *found]
-        table = "\n".join(map(line, found))
+        table = "\n".join(map(_line, found))
         return io.NodeOutput([f.prompt for f in found], gap.word, [f.word for f in found], table, ui=ui.PreviewText(table))
 
 
-def word_sources(words: str, toy_words: bool, wordnet: str, senses: int, bert: str) -> list[Source]:
+def _word_sources(words: str, toy_words: bool, wordnet: str, senses: int, bert: str) -> list[Source]:
     """What was chosen, in the order in which the sources may decide which word is replaced."""
     own = list(filter(None, (" ".join(word.split()) for word in re.split(r"[,\n]", words))))
     sources = [
@@ -126,7 +126,7 @@ def word_sources(words: str, toy_words: bool, wordnet: str, senses: int, bert: s
     return sources
 
 
-def line(found: Augmentation) -> str:
+def _line(found: Augmentation) -> str:
     """A line of the table: distance (if measured), new word, prompt."""
     distance = [] if found.distance is None else [f"{found.distance:.4f}"]
     return "  ".join([*distance, found.word, found.prompt])

@@ -196,7 +196,7 @@ def augment(
     if count > len(words):
         raise ValueError(
             f'{count} prompts were asked for, but there are {len(words)} words to replace "{gap.word}" with; '
-            "ask for fewer or add a source"
+            "ask for fewer, or allow another source, more meanings or a larger pool"
         )
     chosen = range(len(words)) if spread else torch.randperm(len(words), generator=generator)[:count].tolist()
     words = [words[i] for i in chosen]
@@ -215,7 +215,7 @@ def text_distances(encode: Callable[[str], Embedding], caption: str, prompts: It
     """
     source = sentence_embedding(*encode(caption))
     targets = torch.stack([sentence_embedding(*encode(prompt)) for prompt in prompts])
-    distances = 1 - torch.cosine_similarity(source[None], targets)
+    distances = (1 - torch.cosine_similarity(source[None], targets)).clamp(min=0)  # not -1e-17
     if not distances.isfinite().all():
         raise ValueError("the text encoder gives NaN or infinite values; load the CLIP again")
     return distances
