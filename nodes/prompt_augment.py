@@ -4,7 +4,17 @@ import re
 import torch
 from comfy_api.latest import io, ui
 
-from ..zerocon_core.prompts import Augmentation, Source, ToyWords, WordList, augment, choose_gap, gap_at, gather
+from ..zerocon_core.prompts import (
+    Augmentation,
+    Source,
+    ToyWords,
+    WordList,
+    choose_gap,
+    gap_at,
+    gather,
+    random_prompts,
+    spread_prompts,
+)
 from .bridge.conditioning import SentenceEncoder
 from .bridge.files import OFF, fill_mask_names, wordnet_names
 from .bridge.words import expected_words, related_words
@@ -101,7 +111,10 @@ class PromptAugment(io.ComfyNode):
                 gap, candidates = choose_gap(caption, sources, count, pool, generator)
             if encoder is not None:
                 encoder.expect(1 + (len(candidates) if selection == SOFT else count))
-            found = augment(gap, candidates, count, generator, encoder, spread=selection == SOFT)
+            if selection == SOFT:
+                found = spread_prompts(gap, candidates, count, encoder)
+            else:
+                found = random_prompts(gap, candidates, count, generator, encoder)
         except (ValueError, OSError) as error:
             raise ValueError(f"PromptAugment: {str(error).removeprefix('PromptAugment: ')}") from error
         if encoder is not None and encoder.cut:

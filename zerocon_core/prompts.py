@@ -181,31 +181,23 @@ def choose_gap(
     return most
 
 
-def augment(
-    gap: Gap,
-    words: Sequence[str],
-    count: int,
-    generator: torch.Generator,
-    encode: Callable[[str], Embedding] | None = None,
-    spread: bool = True,
-) -> list[Augmentation]:
-    """`count` target prompts with words of a pool: at quantiles of the distance from the caption with `spread`, else at random.
+def spread_prompts(gap: Gap, words: Sequence[str], count: int, encode: Callable[[str], Embedding]) -> list[Augmentation]:
+    """Soft prompt augmentation: the `count` words of a pool at quantiles of the distance from the caption, from close to far.
 
-    Distances are measured with `encode`, which `spread` needs. Raises ValueError if the pool is too small.
+    Raises ValueError if the pool is too small.
     """
-    if count > len(words):
-        raise ValueError(
-            f'{count} prompts were asked for, but there are {len(words)} words to replace "{gap.word}" with; '
-            "ask for fewer, or allow another source, more meanings or a larger pool"
-        )
-    chosen = range(len(words)) if spread else torch.randperm(len(words), generator=generator)[:count].tolist()
-    words = [words[i] for i in chosen]
-    prompts = [gap.filled(word) for word in words]
-    if encode is None:
-        return [Augmentation(prompt, word, None) for prompt, word in zip(prompts, words, strict=True)]
-    distances = text_distances(encode, gap.caption, prompts).tolist()
-    measured = [Augmentation(*row) for row in zip(prompts, words, distances, strict=True)]
-    return [measured[i] for i in at_quantiles(distances, count)] if spread else measured
+    _check_size(gap, words, count)
+    found = _augmentations(gap, words, encode)
+    return [found[i] for i in at_quantiles([f.distance for f in found], count)]
+
+
+def random_prompts(
+    gap: Gap, words: Sequence[str], count: int, generator: torch.Generator, encode: Callable[[str], Embedding] | None = None
+) -> list[Augmentation]:
+    """`count` random words of a pool, their distances measured if there is an `encode`. Raises ValueError if it is too small."""
+    _check_size(gap, words, count)
+    drawn = torch.randperm(len(words), generator=generator)[:count].tolist()
+    return _augmentations(gap, [words[i] for i in drawn], encode)
 
 
 def text_distances(encode: Callable[[str], Embedding], caption: str, prompts: Iterable[str]) -> Tensor:
@@ -236,6 +228,20 @@ def at_quantiles(distances: Sequence[float], count: int) -> list[int]:
     """
     order = sorted(range(len(distances)), key=distances.__getitem__)
     return [order[((2 * k + 1) * len(distances) - 1) // (2 * count)] for k in range(count)]
+
+
+def _check_size(gap: Gap, words: Sequence[str], count: int) -> None:
+    if count > len(words):
+        raise ValueError(
+            f'{count} prompts were asked for, but there are {len(words)} words to replace "{gap.word}" with; '
+            "ask for fewer, or allow another source, more meanings or a larger pool"
+        )
+
+
+def _augmentations(gap: Gap, words: Sequence[str], encode: Callable[[str], Embedding] | None) -> list[Augmentation]:
+    prompts = [gap.filled(word) for word in words]
+    distances = [None] * len(words) if encode is None else text_distances(encode, gap.caption, prompts).tolist()
+    return [Augmentation(*row) for row in zip(prompts, words, distances, strict=True)]
 
 
 def _gap(found: re.Match[str]) -> Gap:

@@ -16,11 +16,12 @@ from zerocon_core.prompts import (
     ToyWords,
     WordList,
     at_quantiles,
-    augment,
     choose_gap,
     gap_at,
     gather,
     likely_gaps,
+    random_prompts,
+    spread_prompts,
     text_distances,
 )
 
@@ -237,7 +238,7 @@ def test_equal_distances_still_give_different_words():
 
 def test_soft_augmentation_spreads_over_the_distances():
     words = [f"word{i}" for i in range(12)]
-    found = augment(gap_at(CAPTION, "red"), words, 4, seeded(), encode, spread=True)
+    found = spread_prompts(gap_at(CAPTION, "red"), words, 4, encode)
     distances = {w: cosine_distance(arrays(CAPTION)[1], arrays(f"a {w} circle on a striped background")[1]) for w in words}
     in_order = sorted(words, key=distances.get)
     assert [f.word for f in found] == [in_order[i] for i in (1, 4, 7, 10)]
@@ -247,10 +248,10 @@ def test_soft_augmentation_spreads_over_the_distances():
 
 def test_random_augmentation_draws_without_repeating():
     gap = gap_at(CAPTION, "red")
-    draws = [[f.word for f in augment(gap, COLOURS, 3, seeded(seed), spread=False)] for seed in range(40)]
+    draws = [[f.word for f in random_prompts(gap, COLOURS, 3, seeded(seed))] for seed in range(40)]
     assert all(len(set(draw)) == 3 for draw in draws)
     assert {word for draw in draws for word in draw} == set(COLOURS) and len({tuple(draw) for draw in draws}) > 10
-    assert draws[7] == [f.word for f in augment(gap, COLOURS, 3, seeded(7), spread=False)]
+    assert draws[7] == [f.word for f in random_prompts(gap, COLOURS, 3, seeded(7))]
 
 
 def test_random_augmentation_measures_only_what_it_drew():
@@ -261,14 +262,14 @@ def test_random_augmentation_measures_only_what_it_drew():
         return encode(sentence)
 
     gap = gap_at("a orange circle", "orange")  # the caption is measured as it is, its article not repaired
-    found = augment(gap, COLOURS, 2, seeded(), listening, spread=False)
+    found = random_prompts(gap, COLOURS, 2, seeded(), listening)
     assert heard == ["a orange circle", *(f.prompt for f in found)]
     assert found == [Augmentation(f.prompt, f.word, float(text_distances(encode, heard[0], [f.prompt]))) for f in found]
 
 
-@pytest.mark.parametrize("spread", [True, False])
-def test_all_words_can_be_asked_for_but_no_more(spread):
+@pytest.mark.parametrize("select", [spread_prompts, lambda *pool: random_prompts(*pool[:3], seeded())])
+def test_all_words_can_be_asked_for_but_no_more(select):
     gap = gap_at(CAPTION, "red")
-    assert {f.word for f in augment(gap, COLOURS, 5, seeded(), encode, spread)} == set(COLOURS)
+    assert {f.word for f in select(gap, COLOURS, 5, encode)} == set(COLOURS)
     with pytest.raises(ValueError, match='6 prompts were asked for, but there are 5 words to replace "red" with'):
-        augment(gap, COLOURS, 6, seeded(), encode, spread)
+        select(gap, COLOURS, 6, encode)
