@@ -6,6 +6,7 @@ from .cds_optimize import CDSOptimize
 from .ddim_invert import DDIMInvert
 from .edit_direction import EditDirection, LoadEditDirection, SaveEditDirection
 from .patchnce_guidance import PatchNCEGuidance
+from .prompt_augment import PromptAugment
 from .toy_world import ToyScene, ToyWorld
 
 NODES = [
@@ -17,6 +18,7 @@ NODES = [
     AttentionHookedUNet,
     PatchNCEGuidance,
     CDSOptimize,
+    PromptAugment,
     ToyWorld,
     ToyScene,
 ]

@@ -6,6 +6,7 @@ inversion     the core's DDIM inversion as a host sampler
 guider        the core's guided step as a host guider
 conditioning  sentences through the host's CLIP, edit directions on its CONDITIONING
 captioner     a captioner under the host's memory management
-files         edit directions and captioners in the host's folders
+words         sources of replacement words, BERT under the host's memory management
+files         edit directions, captioners, WordNet databases and BERT models in the host's folders
 toyworld      the bundled miniature world as the host's own MODEL, CLIP and VAE
 """

@@ -1,4 +1,4 @@
-"""Files in the host's folders: edit directions and captioners."""
+"""Files in the host's folders: edit directions, captioners, WordNet databases and BERT models."""
 
 import os
 from pathlib import Path
@@ -16,9 +16,18 @@ SAVED = "directions"
 CAPTIONERS = "captioners"
 HUB_CAPTIONERS = ("Salesforce/blip-image-captioning-base", "Salesforce/blip-image-captioning-large")
 TOY_CAPTIONER = "toy world"
+WORDNETS = "wordnet"
+INSTALLED = "installed"
+INSTALLED_WORDNETS = ("/usr/share/wordnet", "/usr/local/WordNet-3.0/dict")
+"""Where Debian's and Ubuntu's package wordnet-base and WordNet's own installer put the database."""
+FILL_MASKS = "fill_mask"
+HUB_FILL_MASKS = ("google-bert/bert-base-uncased", "google-bert/bert-large-uncased")
+OFF = "off"
 
 folder_paths.add_model_folder_path(DIRECTIONS, os.path.join(folder_paths.models_dir, DIRECTIONS))
 folder_paths.add_model_folder_path(CAPTIONERS, os.path.join(folder_paths.models_dir, CAPTIONERS))
+folder_paths.add_model_folder_path(WORDNETS, os.path.join(folder_paths.models_dir, WORDNETS))
+folder_paths.add_model_folder_path(FILL_MASKS, os.path.join(folder_paths.models_dir, FILL_MASKS))
 
 
 def saved_directions() -> Path:
@@ -62,15 +71,15 @@ def load_direction(name: str) -> EditDirection:
         ) from None
 
 
-def local_captioners() -> dict[str, Path]:
-    """Every folder in models/captioners, by its name."""
-    roots = [root for root in folder_paths.get_folder_paths(CAPTIONERS) if os.path.isdir(root)]
+def local_folders(kind: str) -> dict[str, Path]:
+    """Every folder in the host's folder `kind`, such as models/captioners, by its name."""
+    roots = [root for root in folder_paths.get_folder_paths(kind) if os.path.isdir(root)]
     return {entry.name: Path(entry.path) for root in reversed(roots) for entry in os.scandir(root) if entry.is_dir()}
 
 
 def captioner_names() -> list[str]:
     """The toy captioner, the hub's BLIP models, and the local folders."""
-    return [TOY_CAPTIONER, *HUB_CAPTIONERS, *sorted(local_captioners())]
+    return [TOY_CAPTIONER, *HUB_CAPTIONERS, *sorted(local_folders(CAPTIONERS))]
 
 
 def captioner_folder(name: str, toy_folder: Path) -> Path:
@@ -78,13 +87,51 @@ def captioner_folder(name: str, toy_folder: Path) -> Path:
     if name == TOY_CAPTIONER:
         return toy_folder
     if name in HUB_CAPTIONERS:
-        return Path(download(name))
+        return Path(download(name, "AutoCaption", CAPTIONERS))
     try:
-        return local_captioners()[name]
+        return local_folders(CAPTIONERS)[name]
     except KeyError:
         raise FileNotFoundError(
             f'AutoCaption: there is no captioner folder "{name}"; put a BLIP model in transformers\' format into '
             f"{folder_paths.get_folder_paths(CAPTIONERS)[0]} or choose another"
+        ) from None
+
+
+def wordnet_names() -> list[str]:
+    """The machine's own database, and the local folders."""
+    return [OFF, INSTALLED, *sorted(local_folders(WORDNETS))]
+
+
+def wordnet_folder(name: str) -> Path:
+    """Folder of a name from `wordnet_names`."""
+    if name == INSTALLED:
+        found = next((path for path in map(Path, INSTALLED_WORDNETS) if path.is_dir()), None)
+    else:
+        found = local_folders(WORDNETS).get(name)
+    if found is None:
+        raise FileNotFoundError(
+            f'there is no WordNet database "{name}"; on Debian and Ubuntu install the package wordnet-base, '
+            "elsewhere put the folder dict of WordNet 3.0 (wordnet.princeton.edu) into "
+            f"{folder_paths.get_folder_paths(WORDNETS)[0]}"
+        )
+    return found
+
+
+def fill_mask_names() -> list[str]:
+    """The hub's BERT models, and the local folders."""
+    return [OFF, *HUB_FILL_MASKS, *sorted(local_folders(FILL_MASKS))]
+
+
+def fill_mask_folder(name: str) -> Path:
+    """Local folder of a name from `fill_mask_names`; a hub model is downloaded into the hub's cache if it is not there yet."""
+    if name in HUB_FILL_MASKS:
+        return Path(download(name, "PromptAugment", FILL_MASKS))
+    try:
+        return local_folders(FILL_MASKS)[name]
+    except KeyError:
+        raise FileNotFoundError(
+            f'there is no BERT folder "{name}"; put a BERT model in transformers\' format into '
+            f"{folder_paths.get_folder_paths(FILL_MASKS)[0]} or choose another"
         ) from None
 
 
@@ -101,12 +148,13 @@ class HostProgress(tqdm):
         return shown
 
 
-def download(repo: str) -> str:
+def download(repo: str, node: str, kind: str) -> str:
+    """Local folder of a model from the hub; `kind` is the host's folder where a copy could lie instead."""
     patterns = ["*.json", "*.txt", "model*.safetensors"]
     try:
         return snapshot_download(repo, allow_patterns=patterns, tqdm_class=HostProgress)
     except Exception as error:
         raise OSError(
-            f"AutoCaption: {repo} could not be downloaded ({error}); put it into a folder of "
-            f"{folder_paths.get_folder_paths(CAPTIONERS)[0]} or choose another captioner"
+            f"{node}: {repo} could not be downloaded ({error}); put it into a folder of "
+            f"{folder_paths.get_folder_paths(kind)[0]} or choose another"
         ) from error

@@ -160,7 +160,7 @@ def report_progress(value: int, total: int, preview: Any, node_id: str | None = 
 
 import_host()
 import_pack()
-sys.path.append(str(HERE))  # for the tests' own modules, after everything of the host
+sys.path += [str(HERE), str(HERE.parent / "shared")]  # for the tests' own modules, after everything of the host
 
 
 def register_test_nodes() -> None:
