@@ -3,7 +3,7 @@
     python benchmarks/backward_memory.py --comfyui PATH
 
 An estimate: attention is taken to keep queries, keys, values and output, as the fused kernels on a GPU do, and the temporary
-memory of the running operation is not counted.
+memory of the running operation is not counted. With checkpointing, neither is what one block computes again.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class FusedAttention(torch.autograd.Function):
         return out
 
 
-def saved_gib(config: dict, side: int, dtype: torch.dtype) -> float:
+def saved_gib(config: dict, side: int, dtype: torch.dtype, checkpointing: bool = False) -> float:
     """Bytes saved by one forward pass over a latent of side x side with the default hooks."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -66,7 +66,8 @@ def saved_gib(config: dict, side: int, dtype: torch.dtype) -> float:
         return torch.empty(shape, device="meta", dtype=dtype)
 
     vector = {"y": empty(1, config["adm_in_channels"])} if "adm_in_channels" in config else {}
-    with autograd.autograd_region([unet]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with autograd.autograd_region([unet], checkpointing=checkpointing), saved:
         x = empty(1, 4, side, side).requires_grad_(True)
         unet(x, empty(1), context=empty(1, 77, config["context_dim"]), transformer_options=options, **vector)
     return sum(storage.nbytes() for storage in storages.values()) / 2**30
@@ -76,11 +77,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True)
     start_host(parser.parse_args().comfyui)
-    print("| model | image | float16 | float32 |\n|---|---|---|---|")
+    print("| model | image | float16 | float32 | float16, checkpointing |\n|---|---|---|---|---|")
     for name, config, sides in (("SD1.5", SD15, (64, 96, 128)), ("SDXL", SDXL, (96, 128))):
         for side in sides:
             half, single = (saved_gib(config, side, dtype) for dtype in (torch.float16, torch.float32))
-            print(f"| {name} | {side * 8}x{side * 8} | {half:.1f} GiB | {single:.1f} GiB |")
+            blocks = saved_gib(config, side, torch.float16, checkpointing=True)
+            print(f"| {name} | {side * 8}x{side * 8} | {half:.1f} GiB | {single:.1f} GiB | {blocks:.1f} GiB |")
 
 
 if __name__ == "__main__":

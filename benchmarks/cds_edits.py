@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from toy_edits import Bench, Edit, edits, table
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
@@ -37,7 +38,7 @@ class Setting:
         return f"{method}, {self.order}, step {self.step_size:g}"
 
 
-SETTINGS = [Setting("descending", 0.15, w) for w in (0, 20, 60, 150)] + [Setting("random", 0.3, w) for w in (0, 60)]
+SETTINGS = [Setting("descending", 0.15, w) for w in (0, 10, 20, 60, 150)] + [Setting("random", 0.3, w) for w in (0, 20)]
 
 
 def edit(bench: Bench, batch: list[Edit], setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,18 +61,34 @@ def edit(bench: Bench, batch: list[Edit], setting: Setting) -> tuple[torch.Tenso
     return images, bench.vae.decode(latent)
 
 
+def draw(bench: Bench, settings: list[Setting], count: int) -> Image.Image:
+    """The first `count` edits from left to right: source, one row a setting, true edit."""
+    batch = list(edits(bench.core.scene, count))
+    results = [edit(bench, batch, setting) for setting in settings]
+    truth = np.stack([bench.core.scene.render(edit.target) for edit in batch])
+    rows = [results[0][0].numpy(), *(edited.numpy() for _, edited in results), truth]
+    framed = [np.pad(row, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=1.0) for row in rows]
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in framed])
+    picture = Image.fromarray((sheet.clip(0, 1) * 255).round().astype(np.uint8))
+    return picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--picture", type=Path, help="where to draw DDS and CDS at w_cut 20, and nothing else is done")
     options = parser.parse_args()
     start_host(options.comfyui)
 
     done = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
     with torch.inference_mode():
         bench, began = Bench(), time.monotonic()
+        if options.picture:
+            draw(bench, [s for s in SETTINGS if s.order == "descending" and s.w_cut in (0, 20)], 8).save(options.picture)
+            return
         for setting in SETTINGS:
             todo = edits(bench.core.scene, options.scenes)
             for start in range(0, options.scenes, options.batch):

@@ -90,8 +90,8 @@ class CDSOptimize(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "checkpointing", default=False,
-                    tooltip="Less memory for more time: keeps only the inputs of the U-Net's blocks for the gradient and "
-                    "computes the rest twice.",
+                    tooltip="Less memory, about 15 % more time: only the inputs of the U-Net's blocks are kept for the gradient, "
+                    "and the rest is computed twice.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,

@@ -145,7 +145,7 @@ def as_weighted_op(module: nn.Module) -> Callable[..., Tensor]:
     return forward
 
 
-def as_checkpoint(module: nn.Module, writes_in_place: bool) -> Callable[..., Tensor]:
+def as_checkpoint(module: nn.Module) -> Callable[..., Tensor]:
     """The forward of a block of the U-Net, which keeps its input alone and runs once more in the backward pass."""
     original = module.forward
 
@@ -159,7 +159,7 @@ def as_checkpoint(module: nn.Module, writes_in_place: bool) -> Callable[..., Ten
             with AliasInferenceTensors():  # the second run may be on another thread
                 return original(x, *args)
 
-        return checkpoint(run, x.clone() if writes_in_place else x, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
 
     return forward
 
@@ -191,7 +191,7 @@ def autograd_region(roots: Sequence[nn.Module], writes_in_place: bool = False, c
         stack.enter_context(replaced_forwards(modules, as_weighted_op))
         if checkpointing:
             blocks = [module for root in roots for module in root.modules() if isinstance(module, (ResBlock, SpatialTransformer))]
-            stack.enter_context(replaced_forwards(blocks, lambda block: as_checkpoint(block, writes_in_place)))
+            stack.enter_context(replaced_forwards(blocks, as_checkpoint))
         yield
 
 

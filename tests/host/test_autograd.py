@@ -28,11 +28,11 @@ def plain_gradient(patcher) -> torch.Tensor:
         return torch.autograd.grad(denoise(patcher.model, x).square().mean(), x)[0]
 
 
-def region_gradient(patcher, in_place: bool = False, **options) -> torch.Tensor:
+def region_gradient(patcher, in_place: bool = False, checkpointing: bool = False, **options) -> torch.Tensor:
     """As a node would take it: inside the host's inference mode, through the autograd region."""
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([patcher])
-        with autograd_region([patcher.model.diffusion_model], in_place):
+        with autograd_region([patcher.model.diffusion_model], in_place, checkpointing):
             x = X.clone().requires_grad_(True)
             return torch.autograd.grad(denoise(patcher.model, x, **options).square().mean(), x)[0]
 
@@ -42,12 +42,14 @@ def truth() -> torch.Tensor:
     return plain_gradient(tiny_unet())
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_that_are_inference_tensors(family):
+def test_weights_that_are_inference_tensors(family, checkpointing):
     with torch.inference_mode():
         loaded = tiny_unet(family=family)
     assert next(loaded.model.parameters()).is_inference()
-    assert relative_error(region_gradient(loaded), plain_gradient(tiny_unet(family=family))) < 1e-5
+    gradient = region_gradient(loaded, checkpointing=checkpointing)
+    assert relative_error(gradient, plain_gradient(tiny_unet(family=family))) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
@@ -140,11 +142,13 @@ def test_layers_of_other_packs(truth):
     assert relative_error(region_gradient(patcher), truth) < 1e-5
 
 
-def test_control_that_is_added_in_place(truth):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_control_that_is_added_in_place(truth, checkpointing):
     def with_control(patcher, take):
         model = patcher.model
         apply_model = model.apply_model
-        control = {"output": [randn(1, 64, 8, 6, seed=9)], "middle": [randn(1, 64, 8, 6, seed=8)]}
+        coarse = {part: [randn(1, 64, 8, 6, seed=seed)] for seed, part in ((8, "middle"), (9, "output"))}
+        control = coarse | {"input": [randn(1, 32, 16, 12, seed=7)]}
         model.apply_model = lambda *args, **kwargs: apply_model(*args, **kwargs, control={k: v[:] for k, v in control.items()})
         try:
             return take(patcher)
@@ -159,7 +163,7 @@ def test_control_that_is_added_in_place(truth):
     assert relative_error(truth, expected) > 1e-3
     with torch.inference_mode():
         loaded = tiny_unet()
-    assert relative_error(with_control(loaded, lambda p: region_gradient(p, in_place=True)), expected) < 1e-5
+    assert relative_error(with_control(loaded, lambda p: region_gradient(p, True, checkpointing)), expected) < 1e-5
 
 
 def test_gradient_of_captured_attention():
