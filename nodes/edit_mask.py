@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..zerocon_core.masks import edit_mask, heat_map
 from .bridge.masks import pixels_per_position, prompt_differences
 from .bridge.status import say
+from .checks import check_latent
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +108,7 @@ def only(name: str, values: list):
 
 
 def check(samples: torch.Tensor, conditionings: list) -> None:
-    if samples.ndim != 4:
-        raise ValueError(f"EditMask: the latent is {tuple(samples.shape)}; it needs image latents (B, C, H, W)")
-    if not torch.isfinite(samples).all():
-        raise ValueError("EditMask: the latent holds NaN or infinite values; check the image and the VAE that encoded it")
+    check_latent("EditMask", samples)
     if len(conditionings) < 2:
         raise ValueError(
             "EditMask: there is one prompt and nothing to compare it with; connect source, or a list of prompts such as that of "

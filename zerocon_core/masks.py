@@ -72,6 +72,11 @@ def heat_map(differences: Tensor, clamp: float = 3.0, smoothing: float = 0.0) ->
     return (differences - lowest) / (highest - lowest)
 
 
+def coverage(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Share of each position of a map of `size` (h, w) that a mask (B, H, W) covers, (B, h, w)."""
+    return F.adaptive_avg_pool2d(mask.unsqueeze(1), size).squeeze(1)
+
+
 def edit_mask(heat: Tensor, threshold: float) -> Tensor:
     """M of eq. 2: 1 where the heat map exceeds `threshold`, else 0. Same shape as `heat`, float."""
     return (heat > threshold).to(heat.dtype)

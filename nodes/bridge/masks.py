@@ -1,5 +1,6 @@
 """Noise predictions of several prompts, by the host's own sampling machinery."""
 
+from collections.abc import Callable
 from functools import partial
 
 import comfy.model_management
@@ -52,9 +53,18 @@ def as_positive(executor, x, t, c_concat, c_crossattn, control, transformer_opti
 
 
 def prompt_differences(
-    model: ModelPatcher, latent_image: Tensor, conditionings: list[list], strength: float, draws: int, seed: int
+    model: ModelPatcher,
+    latent_image: Tensor,
+    conditionings: list[list],
+    strength: float,
+    draws: int,
+    seed: int,
+    callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """How far the predictions of `conditionings` are apart on a LATENT's samples, (B, H, W) on the CPU, averaged over `draws`."""
+    """How far the predictions of `conditionings` are apart on a LATENT's samples, (B, H, W) on the CPU, averaged over `draws`.
+
+    `callback(draw, mean so far)` runs after each draw; without it, the node shows its progress.
+    """
     guider, sampler = comfy.samplers.CFGGuider(model), DifferenceSampler(draws, seed)
     guider.inner_set_conds({f"prompt {number}": conditioning for number, conditioning in enumerate(conditionings)})
     guider.sample(
@@ -62,7 +72,7 @@ def prompt_differences(
         latent_image,
         sampler,
         noise_level(model, strength),
-        callback=partial(show, comfy.utils.ProgressBar(draws), draws),
+        callback=callback or partial(show, comfy.utils.ProgressBar(draws), draws),
         seed=seed,
     )
     return sampler.differences

@@ -1,6 +1,5 @@
 """Edit masks in the host's executor: against plain loops, and what is refused."""
 
-
 import pytest
 import torch
 from tiny import conditioning, randn, tiny_unet
