@@ -1,10 +1,11 @@
 """Edit masks of held-out toy scenes against the renderer's truth: K target prompts (prompt augmentation) and two (DiffEdit).
 
-    python benchmarks/edit_masks.py --comfyui PATH [--scenes 120] [--json FILE]
+    python benchmarks/edit_masks.py --comfyui PATH [--scenes 108] [--scores FILE] [--json FILE]
 
 Colour, shape and pattern edits in turn. Truth: where the object is or will be; for a pattern, what is neither object nor
-bystander. IoU (intersection over union) is taken at the size of the image. Every setting is chosen on the first half of the
-scenes and reported on the second half. Toy figures: they say nothing about Stable Diffusion.
+bystander. IoU (intersection over union) is taken at the size of the image. Every setting is chosen on one half of the scenes
+and reported on the other half. A run with --scores goes on where it was stopped. Toy figures: they say nothing about Stable
+Diffusion.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from common import pack, start_host
 ATTRIBUTES = ("colour", "shape", "pattern")
 METHODS = ("K = 4 targets", "source and target")
 PROMPTS = 4
-STRENGTHS = (0.4, 0.5, 0.6, 0.75)
+STRENGTHS = (0.5, 0.65, 0.8)
 DRAWS = (1, 5, 10)
 CLAMPS = (0.0, 2.0, 3.0)
 SMOOTHINGS = (0.0, 0.5, 1.0, 2.0)
@@ -89,6 +90,23 @@ class Bench:
     def enlarge(self, masks: torch.Tensor) -> torch.Tensor:
         return masks.repeat_interleave(self.scale, -2).repeat_interleave(self.scale, -1)
 
+    def truths(self, batch: list[Edit]) -> torch.Tensor:
+        return torch.stack([self.truth(edit) for edit in batch])
+
+    def run(self, batch: list[Edit]) -> torch.Tensor:
+        """IoU (method, setting, B), in the order of METHODS and SETTINGS."""
+        truth = self.truths(batch)
+        latent = self.vae.encode(torch.from_numpy(np.stack([self.scene.render(edit.source) for edit in batch])))
+        scores = {}
+        for method in METHODS:
+            conditionings = self.conditionings(batch, method)
+            for strength in STRENGTHS:
+                means = self.differences(latent, conditionings, strength)
+                for draws in DRAWS:
+                    for setting, ious in self.score(means[draws - 1], truth, strength, draws).items():
+                        scores[method, setting] = ious
+        return torch.stack([torch.stack([scores[method, setting] for setting in SETTINGS]) for method in METHODS])
+
     def score(self, differences: torch.Tensor, truth: torch.Tensor, strength: float, draws: int) -> dict[Setting, torch.Tensor]:
         """IoU (B,) of every setting."""
         scores = {}
@@ -111,13 +129,14 @@ def iou(masks: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 class Results:
     """IoU of every method and setting on every edit, halved into the scenes to choose on and those to report."""
 
-    def __init__(self, scores: dict[str, dict[Setting, torch.Tensor]], attributes: list[str]) -> None:
-        self.scores = scores
+    def __init__(self, scores: torch.Tensor, attributes: list[str]) -> None:
+        self.scores = {m: dict(zip(SETTINGS, rows, strict=True)) for m, rows in zip(METHODS, scores, strict=True)}
         self.attributes = np.array(attributes)
-        self.held = torch.arange(len(attributes)) >= len(attributes) // 2
+        # Threes of a colour, a shape and a pattern edit in turn: one to choose on, one to report.
+        self.held = torch.arange(len(attributes)) // len(ATTRIBUTES) % 2 == 1
 
     def best(self, method: str, **fixed: float) -> Setting:
-        """The setting with the highest mean IoU on the first half, among those with the `fixed` values."""
+        """The setting with the highest mean IoU on the half to choose on, among those with the `fixed` values."""
         allowed = [s for s in SETTINGS if all(getattr(s, name) == value for name, value in fixed.items())]
         return max(allowed, key=lambda setting: float(self.scores[method][setting][~self.held].mean()))
 
@@ -154,8 +173,9 @@ class Results:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=120)
-    parser.add_argument("--batch", type=int, default=25)
+    parser.add_argument("--scenes", type=int, default=108)
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--scores", type=Path, help="where to keep the IoU of every edit, to go on with")
     parser.add_argument("--json", type=Path, help="where to write the mean IoU of every setting")
     options = parser.parse_args()
     start_host(options.comfyui)
@@ -163,24 +183,15 @@ def main() -> None:
     with torch.inference_mode():
         bench, began = Bench(), time.monotonic()
         todo = list(edits(bench.scene, options.scenes, ATTRIBUTES))
-        found = {method: {setting: [] for setting in SETTINGS} for method in METHODS}
-        ceiling = []
-        for start in range(0, len(todo), options.batch):
-            batch = todo[start : start + options.batch]
-            truth = torch.stack([bench.truth(edit) for edit in batch])
-            ceiling.append(bench.ceiling(truth))
-            latent = bench.vae.encode(torch.from_numpy(np.stack([bench.scene.render(edit.source) for edit in batch])))
-            for method in METHODS:
-                conditionings = bench.conditionings(batch, method)
-                for strength in STRENGTHS:
-                    means = bench.differences(latent, conditionings, strength)
-                    for draws in DRAWS:
-                        for setting, scores in bench.score(means[draws - 1], truth, strength, draws).items():
-                            found[method][setting].append(scores)
-                print(f"{time.monotonic() - began:6.0f} s  {method}", file=sys.stderr)
-    scores = {method: {setting: torch.cat(parts) for setting, parts in table.items()} for method, table in found.items()}
-    results = Results(scores, [edit.attribute for edit in todo])
-    print(results.table(torch.cat(ceiling)), results.ablations(), sep="\n\n")
+        scores = torch.load(options.scores) if options.scores and options.scores.exists() else []
+        for start in range(len(scores) * options.batch, len(todo), options.batch):
+            scores.append(bench.run(todo[start : start + options.batch]))
+            if options.scores:
+                torch.save(scores, options.scores)
+            print(f"{time.monotonic() - began:6.0f} s  {start + options.batch} edits", file=sys.stderr)
+        ceiling = bench.ceiling(bench.truths(todo))
+    results = Results(torch.cat(scores, dim=-1), [edit.attribute for edit in todo])
+    print(results.table(ceiling), results.ablations(), sep="\n\n")
     if options.json:
         records = [setting._asdict() | {m: results.mean(m, setting) for m in METHODS} for setting in SETTINGS]
         options.json.write_text(json.dumps(records, indent=1) + "\n")

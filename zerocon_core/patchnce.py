@@ -61,7 +61,7 @@ def draw_held_patches(held: Tensor, limit: int, generator: torch.Generator) -> t
     Returns indices (B, P) and whether they are held (B, P): samples with fewer held places than others are filled up.
     """
     order = order_places(held.shape[1], limit, generator).to(held.device)
-    first = (~held[:, order]).to(torch.uint8).argsort(1, stable=True)[:, :limit]
+    first = (~held[:, order]).to(torch.uint8).argsort(dim=1, stable=True)[:, :limit]
     places = order[first]
     return places, held.gather(1, places)
 

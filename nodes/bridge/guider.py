@@ -102,24 +102,23 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
             del self.guidance, self.sigmas, self.free
 
     def predict_noise(self, x, timestep, model_options, seed=None):
-        guided = self.guides and self.in_window(float(timestep[0]))
-        if not guided and not self.restores:
+        if not (self.guides or self.restores):
             return super().predict_noise(x, timestep, model_options, seed)
-        shift = torch.zeros_like(x)
-        if self.restores:
-            shift = (1 - self.free.unsqueeze(1)) * (self.source_at(timestep[0]).to(x) - x)
-        if guided:
-            try:
-                shift = shift + self.shift(x + shift, timestep, model_options)
-            except ValueError as error:
-                raise ValueError(f"PatchNCEGuidance: {error}") from error
-        denoised = super().predict_noise(x + shift, timestep, model_options, seed)
         step = closest_level(self.sigmas, float(timestep[0]))
         sigma, sigma_next = self.sigmas[step].to(x), self.sigmas[step + 1].to(x)
-        answer = before_euler_step(denoised, shift, sigma, sigma_next)
-        if not self.restores:
-            return answer
-        return torch.lerp(leading_to(self.source_at(sigma_next).to(x), x, sigma, sigma_next), answer, self.free.unsqueeze(1))
+        if self.guides and self.in_window(float(sigma)):
+            try:
+                shift = self.shift(x, timestep, model_options)
+            except ValueError as error:
+                raise ValueError(f"PatchNCEGuidance: {error}") from error
+            denoised = super().predict_noise(x + shift, timestep, model_options, seed)
+            answer = before_euler_step(denoised, shift, sigma, sigma_next)
+        else:
+            answer = super().predict_noise(x, timestep, model_options, seed)
+        if self.restores:
+            outside = leading_to(self.source_at(sigma_next).to(x), x, sigma, sigma_next)
+            answer = torch.lerp(outside, answer, self.free.unsqueeze(1))
+        return answer
 
     def source_at(self, sigma: Tensor) -> Tensor:
         """The inverted source (B, C, H, W) at a noise level."""
