@@ -250,12 +250,14 @@ def inverted():
         return invert(tiny_unet(), randn(2, 4, 8, 8), SOURCE, default_sigmas(tiny_unet(), 3), None, 0, 0)
 
 
-def sample(model, inverted, weights=WEIGHTS, mask=None, restores=False, positive=EDITED, denoise_mask=None):
+def sample(model, inverted, weights=WEIGHTS, mask=None, restores=False, positive=EDITED, denoise_mask=None, sigmas=None):
     noise, path = inverted
     guider = ZeroConGuider(model, path, weights, 0, 1, 0, mask, restores)
     guider.inner_set_conds({"positive": positive, "negative": NEGATIVE, "source": SOURCE})
     guider.set_cfg(4.0)
-    return guider.sample(torch.zeros_like(noise), noise, EULER, path.sigmas, denoise_mask, disable_pbar=True)
+    return guider.sample(
+        torch.zeros_like(noise), noise, EULER, path.sigmas if sigmas is None else sigmas, denoise_mask, disable_pbar=True
+    )
 
 
 def test_nothing_free_is_no_mask_and_everything_free_is_no_guidance(inverted):
@@ -304,7 +306,6 @@ def test_what_a_mask_does_not_go_with(inverted):
     area = [[EDITED[0][0], {"area": (8, 4, 0, 0), "strength": 1.0}]]
     with pytest.raises(ValueError, match="^PatchNCEGuidance: a mask does not work together"):
         sample(model, inverted, mask=MASK, positive=area)
-    with pytest.raises(ValueError, match="no latent at sigma"):
-        sample(
-            model, (inverted[0], inverted[1]._replace(sigmas=inverted[1].sigmas * 2)), mask=MASK, restores=True, weights=WEIGHTS
-        )
+    elsewhere = torch.cat([inverted[1].sigmas[:-1], torch.tensor([0.02])])
+    with pytest.raises(ValueError, match="no latent at sigma 0.02"):
+        sample(model, inverted, mask=MASK, restores=True, sigmas=elsewhere)
