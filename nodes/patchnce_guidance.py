@@ -108,8 +108,10 @@ class PatchNCEGuidance(io.ComfyNode):
 
 
 def check(hooked_model, source: list, edited: list, weights: GuidanceWeights) -> None:
+    if not (weights.lambda_xa or weights.lambda_cut):
+        return
     layers = hooked_layers(hooked_model)
-    if layers is None and (weights.lambda_xa or weights.lambda_cut):
+    if layers is None:
         raise ValueError("PatchNCEGuidance: the model has no hooks; put an Attention Hooked U-Net node before it")
     if weights.lambda_xa and not layers.cross_attention:
         raise ValueError(
