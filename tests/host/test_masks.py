@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from server import PromptServer
 from test_guider import EDITED, EULER, NEGATIVE, SOURCE, hooked
+from test_nodes import graph
 from tiny import conditioning, randn, relative_error, tiny_unet
 from zerocon_pack.nodes.bridge.guider import ZeroConGuider
 from zerocon_pack.nodes.bridge.inversion import default_sigmas, invert
@@ -292,6 +293,28 @@ def test_inverted_outside_is_diffedit(inverted, mask):
     assert relative_error(edited, y) < 1e-5
     unmasked = sample(model, inverted, GuidanceWeights(0, 0))
     assert relative_error(unmasked, y) > 0.1
+
+
+def test_diffedit_as_a_graph_of_nodes(run_graph):
+    """Prompts of other lengths than each other's and a model without hooks: no maps are compared."""
+    prompts = {"short": conditioning(5, tokens=5), "long": conditioning(6, tokens=9)}
+    nodes = graph(
+        mask={"class_type": "ZeroConEditMask", "model": ["model", 0], "image_latent": ["latent", 0], "prompts": ["long", 0],
+              "source": ["short", 0], "strength": 0.5, "draws": 1, "threshold": 0.5, "clamp": 3.0, "smoothing": 0.0, "seed": 0},
+        invert={"conditioning": ["short", 0]},
+        guidance={"hooked_model": ["model", 0], "source": ["short", 0], "edited": ["long", 0], "negative": ["short", 0],
+                  "lambda_xa": 0.0, "lambda_cut": 0.0, "mask": ["mask", 0], "outside": "inverted"},
+        mask_out={"class_type": "TestCapture", "value": ["mask", 0]},
+    )  # fmt: skip
+    nodes |= {name: {"class_type": "TestValue", "inputs": {"key": name}} for name in prompts}
+    for unused in ("clip", "direction", "hooks"):
+        nodes.pop(unused)
+    latent = {"samples": randn(1, 4, 8, 8)}
+    run = run_graph(nodes, {"model": tiny_unet(), "latent": latent} | prompts)
+    assert run.success, run.error
+    outside = run.captured["mask_out"][:, None, ::8, ::8] == 0
+    moved = (run.captured["result"]["samples"] - latent["samples"]).abs()
+    assert moved[outside.expand_as(moved)].max() < 1e-4 < 0.1 < moved.max()
 
 
 def test_inverted_everywhere_is_the_source(inverted):
