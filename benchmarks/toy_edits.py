@@ -65,14 +65,21 @@ class Edit:
     def words(self) -> tuple[str, str]:
         return getattr(self.source, self.attribute), getattr(self.target, self.attribute)
 
+    def with_value(self, value: str) -> "Scene":  # noqa: F821
+        """The scene with another value of the edited attribute."""
+        return replace(self.source, **{self.attribute: value})
 
-def edits(scene, count: int) -> Iterator[Edit]:
-    """Colour and shape in turn; the new value is drawn from the others with the number of the scene as its seed."""
-    values = {"colour": scene.COLOURS, "shape": scene.SHAPES}
+
+def edits(scene, count: int, attributes: tuple[str, ...] = ("colour", "shape")) -> Iterator[Edit]:
+    """The attributes in turn; the new value is drawn from the others with the number of the scene as its seed."""
     for number, source in enumerate(scene.held_out_scenes(count)):
-        attribute = ("colour", "shape")[number % 2]
-        others = [value for value in values[attribute] if value != getattr(source, attribute)]
+        attribute = attributes[number % len(attributes)]
+        others = [value for value in values(scene, attribute) if value != getattr(source, attribute)]
         yield Edit(source, replace(source, **{attribute: others[np.random.default_rng(number).integers(len(others))]}), attribute)
+
+
+def values(scene, attribute: str) -> tuple[str, ...]:
+    return {"colour": scene.COLOURS, "shape": scene.SHAPES, "pattern": scene.PATTERNS}[attribute]
 
 
 class Bench:

@@ -5,6 +5,7 @@ from .auto_caption import AutoCaption
 from .cds_optimize import CDSOptimize
 from .ddim_invert import DDIMInvert
 from .edit_direction import EditDirection, LoadEditDirection, SaveEditDirection
+from .edit_mask import EditMask
 from .patchnce_guidance import PatchNCEGuidance
 from .prompt_augment import PromptAugment
 from .toy_world import ToyScene, ToyWorld
@@ -19,6 +20,7 @@ NODES = [
     PatchNCEGuidance,
     CDSOptimize,
     PromptAugment,
+    EditMask,
     ToyWorld,
     ToyScene,
 ]

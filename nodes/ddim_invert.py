@@ -85,7 +85,10 @@ class DDIMInvert(io.ComfyNode):
         samples = image_latent["samples"]
         check_latent("DDIMInvert", samples)
         if "noise_mask" in image_latent:
-            log.warning("DDIMInvert: the noise mask of the latent is dropped, because the whole image is inverted")
+            log.warning(
+                "DDIMInvert: the noise mask of the latent is dropped, because the whole image is inverted; connect the mask to "
+                "PatchNCE Guidance"
+            )
         regularization = None
         if lambda_ac > 0 or lambda_kl > 0:
             regularization = NoiseRegularization(lambda_ac, lambda_kl, regularization_steps, rolls)

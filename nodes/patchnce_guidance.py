@@ -18,13 +18,19 @@ class PatchNCEGuidance(io.ComfyNode):
             description="Holds an edit to its source while it is sampled: pix2pix-zero's cross-attention guidance and the "
             "patch-wise contrastive guidance of pix2pix-zeroCon.",
             inputs=[
-                io.Model.Input("hooked_model", tooltip="The output of Attention Hooked U-Net."),
+                io.Model.Input(
+                    "hooked_model", tooltip="The output of Attention Hooked U-Net. With both lambdas at 0 any model will do."
+                ),
                 io.Conditioning.Input("source", tooltip="What the source image shows; the condition it was inverted with."),
                 io.Conditioning.Input("edited", tooltip="What the result shall show: the edited output of Edit Direction."),
                 io.Conditioning.Input(
                     "negative", tooltip="What CFG pushes away from. pix2pix-zero uses the caption of the source here."
                 ),
                 Trajectory.Input("trajectory", tooltip="The trajectory output of DDIM Invert."),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="Where the edit is free: the guidance holds what is outside. Without it, everything is held.",
+                ),
                 io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="CFG scale (papers: 5)."),
                 io.Float.Input(
                     "lambda_xa", default=0.1, min=0.0, max=100.0, step=0.01, round=0.0001,
@@ -68,6 +74,11 @@ class PatchNCEGuidance(io.ComfyNode):
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
                     tooltip="For the choice of patches. No effect where a map has no more places than patches.",
                 ),
+                io.Combo.Input(
+                    "outside", options=["guided", "inverted"], default="guided", optional=True,
+                    tooltip="guided: outside the mask the edit is held by both losses. inverted: each step also puts the "
+                    "inverted source back there; with both lambdas at 0 this is DiffEdit.",
+                ),
             ],
             outputs=[
                 io.Guider.Output(
@@ -79,18 +90,26 @@ class PatchNCEGuidance(io.ComfyNode):
     @classmethod
     def execute(
         cls, hooked_model, source, edited, negative, trajectory, cfg, lambda_xa, lambda_cut, weighting, temperature, patches,
-        patch_sizes, contrast, start_percent, end_percent, seed,
+        patch_sizes, contrast, start_percent, end_percent, seed, mask=None, outside="guided",
     ) -> io.NodeOutput:  # fmt: skip
         patchnce = PatchNCE(temperature, patches, parse_sizes("PatchNCEGuidance", patch_sizes), contrast)
         weights = GuidanceWeights(lambda_xa, lambda_cut, weighting == "relative", patchnce)
         check(hooked_model, source, edited, weights)
-        guider = ZeroConGuider(hooked_model, trajectory, weights, start_percent, end_percent, seed)
+        if outside == "inverted" and mask is None:
+            raise ValueError(
+                "PatchNCEGuidance: outside is inverted, but there is no mask; connect one, such as that of Edit Mask"
+            )
+        guider = ZeroConGuider(
+            hooked_model, trajectory, weights, start_percent, end_percent, seed, mask, restores=outside == "inverted"
+        )
         guider.inner_set_conds({"positive": edited, "negative": negative, "source": source})
         guider.set_cfg(cfg)
         return io.NodeOutput(guider)
 
 
 def check(hooked_model, source: list, edited: list, weights: GuidanceWeights) -> None:
+    if not (weights.lambda_xa or weights.lambda_cut):
+        return
     layers = hooked_layers(hooked_model)
     if layers is None:
         raise ValueError("PatchNCEGuidance: the model has no hooks; put an Attention Hooked U-Net node before it")

@@ -38,3 +38,8 @@ def before_euler_step(denoised: Tensor, shift: Tensor, sigma: Tensor, sigma_next
     (sigma - sigma_next), where `denoised` was predicted at x + shift, that is the Euler (DDIM) step of x + shift.
     """
     return denoised + shift * (sigma_next / (sigma - sigma_next))
+
+
+def leading_to(x_next: Tensor, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """The answer with which an Euler sampler at x steps to x_next: x + (x - answer) / sigma * (sigma_next - sigma) = x_next."""
+    return x + (x_next - x) * (sigma / (sigma - sigma_next))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .diffusion import vp_gradient_scale
+from .masks import coverage
 from .patchnce import PatchNCE, patch_nce_loss
 
 
@@ -19,7 +20,7 @@ class Observation:
     """What the hooked layers of the model showed during one pass, by layer."""
 
     cross_attention: Mapping[Hashable, Tensor]
-    """Probabilities, each (B, heads, pixels, tokens)."""
+    """Probabilities, each (B, heads, h, w, tokens)."""
     self_attention: Mapping[Hashable, Tensor]
     """Outputs after the projection, each (B, C, h, w)."""
 
@@ -49,26 +50,35 @@ class GuidanceWeights:
         return self.relative and self.lambda_cut != 0
 
 
-def cross_attention_loss(maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def cross_attention_loss(maps: Sequence[tuple[Tensor, Tensor]], free: Tensor | None = None) -> Tensor:
     """L_xa of pix2pix-zero (eq. 5): sum over layers, mean over heads, sum over pixels and tokens of (M - M_ref)^2.
 
-    `maps` are pairs (M, M_ref), each map (B, heads, pixels, tokens). Returns one value a sample (B,).
+    `maps` are pairs (M, M_ref), each map (B, heads, h, w, tokens). `free` (B, H, W), a mask of any size, leaves out the pixels
+    that it covers by half or more (ours). Returns one value a sample (B,).
     """
-    return torch.stack([(m - reference).square().sum((2, 3)).mean(1) for m, reference in maps]).sum(0)
+    losses = []
+    for m, reference in maps:
+        distances = (m - reference).square().sum(-1).mean(1)
+        if free is not None:
+            distances = distances * (coverage(free, distances.shape[-2:]) < 0.5)
+        losses.append(distances.sum((1, 2)))
+    return torch.stack(losses).sum(0)
 
 
 class Guidance:
     """Moves one latent after another of a single sampling run down the gradient of both losses.
 
     With relative weights the scale of the contrastive loss is measured at the first guided step, where both gradients are taken
-    apart, and then held: one objective for the whole run at the price of one backward pass (ours).
+    apart, and then held: one objective for the whole run at the price of one backward pass (ours). `free` (B, H, W) is a mask of
+    what neither loss looks at: contrast outside, freedom inside (ours).
     """
 
-    def __init__(self, weights: GuidanceWeights, generator: torch.Generator):
+    def __init__(self, weights: GuidanceWeights, generator: torch.Generator, free: Tensor | None = None):
         if weights.measures_scale and not weights.lambda_xa:
             raise ValueError("lambda_cut is relative to the cross-attention move, whose weight lambda_xa is 0")
         self.weights = weights
         self.generator = generator
+        self.free = free if free is not None and free.any() else None
         self.cut_weight: Tensor | float | None = None if weights.measures_scale else weights.lambda_cut
 
     def losses(self, edited: Observation, reference: Observation) -> tuple[Tensor | float, Tensor | float]:
@@ -76,10 +86,10 @@ class Guidance:
         w = self.weights
         xa = cut = 0.0
         if w.lambda_xa:
-            xa = cross_attention_loss(pairs(edited.cross_attention, reference.cross_attention))
+            xa = cross_attention_loss(pairs(edited.cross_attention, reference.cross_attention), self.free)
         if w.lambda_cut:
             maps = pairs(edited.self_attention, reference.self_attention)
-            cut = patch_nce_loss(maps, w.patchnce, self.generator)
+            cut = patch_nce_loss(maps, w.patchnce, self.generator, self.free)
         return xa, cut
 
     def shift(self, observe: Callable[[Tensor], Observation], x: Tensor, sigma: Tensor, reference: Observation) -> Tensor:

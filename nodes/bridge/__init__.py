@@ -4,9 +4,11 @@ autograd      gradients through the host's models, whatever their weights are
 attention     the hooked layers of a U-Net and what they show during a pass
 inversion     the core's DDIM inversion as a host sampler
 guider        the core's guided step as a host guider
+masks         noise predictions of several prompts
 conditioning  sentences through the host's CLIP, edit directions on its CONDITIONING
 captioner     a captioner under the host's memory management
 words         sources of replacement words, BERT under the host's memory management
 files         edit directions, captioners, WordNet databases and BERT models in the host's folders
+status        short texts on a node in the page
 toyworld      the bundled miniature world as the host's own MODEL, CLIP and VAE
 """

@@ -141,7 +141,8 @@ def cross_attention_hook(layers: HookedLayers, capture: Capture, previous: Calla
         q_heads, k_heads, v_heads = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))
         scores = (q_heads.float() @ k_heads.float().transpose(-1, -2)) * q_heads.shape[-1] ** -0.5
         probabilities = scores.softmax(-1)
-        file_chunks(capture.cross_attention, probabilities, options)
+        height = options["activations_shape"][-2]
+        file_chunks(capture.cross_attention, rearrange(probabilities, "b n (h w) t -> b n h w t", h=height), options)
         if previous is not None:
             return previous(q, k, v, options, **kwargs)
         return rearrange(probabilities.to(v.dtype) @ v_heads, "b h n d -> b n (h d)")

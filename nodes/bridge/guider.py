@@ -2,13 +2,15 @@
 
 import comfy.k_diffusion.sampling
 import comfy.samplers
+import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...zerocon_core.diffusion import before_euler_step
+from ...zerocon_core.diffusion import before_euler_step, leading_to
 from ...zerocon_core.guidance import Guidance, GuidanceWeights
 from ...zerocon_core.inversion import Trajectory, closest_level
+from ...zerocon_core.masks import coverage
 from .attention import HookedLayers, hooked_layers, observe
 from .autograd import autograd_region, reserve_for_backward
 
@@ -18,17 +20,30 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
 
     A guided step costs one pass of the source without gradients, one of the edit with them, and the passes of CFG. Only the
     latents of the inversion are kept, so memory does not grow with the number of steps.
+
+    The guidance does not look inside `mask` (B, H, W). With `restores`, every step also puts the latent of the inversion back
+    outside it, which is DiffEdit's decoding.
     """
 
     def __init__(
-        self, model: ModelPatcher, trajectory: Trajectory, weights: GuidanceWeights, start: float, end: float, seed: int
+        self,
+        model: ModelPatcher,
+        trajectory: Trajectory,
+        weights: GuidanceWeights,
+        start: float,
+        end: float,
+        seed: int,
+        mask: Tensor | None = None,
+        restores: bool = False,
     ):
         super().__init__(model)
         self.trajectory = trajectory
         self.weights = weights
         self.window = (start, end)
         self.seed = seed
-        hooked = hooked_layers(model)
+        self.mask = mask
+        self.restores = restores
+        hooked = hooked_layers(model) or HookedLayers(frozenset(), frozenset())
         self.layers = HookedLayers(
             self_attention=hooked.self_attention if weights.lambda_cut else frozenset(),
             cross_attention=hooked.cross_attention if weights.lambda_xa else frozenset(),
@@ -37,15 +52,21 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
 
     @property
     def guides(self) -> bool:
-        return bool(self.weights.lambda_xa or self.weights.lambda_cut)
+        everything_free = self.mask is not None and bool((self.mask >= 1).all())
+        return bool(self.weights.lambda_xa or self.weights.lambda_cut) and not everything_free
 
-    def sample(self, noise, latent_image, sampler, sigmas, *args, **kwargs):
-        if self.guides:
-            self.check(latent_image, sampler, sigmas)
-        return super().sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
+        if self.guides or self.restores:
+            self.check(latent_image, sampler, sigmas, denoise_mask)
+        return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
-    def check(self, latent_image: Tensor, sampler: comfy.samplers.Sampler, sigmas: Tensor) -> None:
+    def check(self, latent_image: Tensor, sampler: comfy.samplers.Sampler, sigmas: Tensor, denoise_mask: Tensor | None) -> None:
         """Refuse what would be guided wrongly."""
+        if denoise_mask is not None:
+            raise ValueError(
+                "PatchNCEGuidance: the latent has a noise mask, outside of which the sampler would leave noise. Take the latent "
+                "without it and connect the mask to PatchNCEGuidance"
+            )
         if not is_euler(sampler):
             raise ValueError(
                 "PatchNCEGuidance: this sampler does not take the plain Euler steps that the guidance is exact for. "
@@ -56,34 +77,52 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
                 f"PatchNCEGuidance: the latent_image of the sampler is {tuple(latent_image.shape)}, the trajectory is of "
                 f"{tuple(self.trajectory.latents[0].shape)}. Connect the latent and the trajectory of one DDIMInvert"
             )
-        unknown = [float(s) for s in sigmas[:-1] if closest_level(self.trajectory.sigmas, float(s)) is None]
+        used = sigmas if self.restores else sigmas[:-1]
+        unknown = [float(s) for s in used if closest_level(self.trajectory.sigmas, float(s)) is None]
         if unknown:
             raise ValueError(
                 f"PatchNCEGuidance: the trajectory has no latent at sigma {unknown[0]:.4g}. Connect the sigmas output of the "
                 "DDIMInvert that made the trajectory to the sampler"
             )
+        if self.guides and self.mask is not None and any(has_area(e) for c in self.original_conds.values() for e in c):
+            raise ValueError(
+                "PatchNCEGuidance: a mask does not work together with prompts that have an area of their own; leave the mask "
+                "unconnected or the areas away"
+            )
 
     def outer_sample(self, noise, latent_image, sampler, sigmas, *args, **kwargs):
-        self.guidance = Guidance(self.weights, torch.Generator().manual_seed(self.seed))
+        self.free = None if self.mask is None else mask_of_latent(self.mask, latent_image).to(self.model_patcher.load_device)
+        self.guidance = Guidance(self.weights, torch.Generator().manual_seed(self.seed), self.free)
         self.sigmas = sigmas
         if self.guides:  # on the options of this run alone: the host copied them for it
             reserve_for_backward(self.model_options)
         try:
             return super().outer_sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
-            del self.guidance, self.sigmas
+            del self.guidance, self.sigmas, self.free
 
     def predict_noise(self, x, timestep, model_options, seed=None):
-        sigma = float(timestep[0])
-        if not self.guides or not self.in_window(sigma):
+        if not (self.guides or self.restores):
             return super().predict_noise(x, timestep, model_options, seed)
-        try:
-            shift = self.shift(x, timestep, model_options)
-        except ValueError as error:
-            raise ValueError(f"PatchNCEGuidance: {error}") from error
-        denoised = super().predict_noise(x + shift, timestep, model_options, seed)
-        step = closest_level(self.sigmas, sigma)
-        return before_euler_step(denoised, shift, self.sigmas[step].to(x), self.sigmas[step + 1].to(x))
+        step = closest_level(self.sigmas, float(timestep[0]))
+        sigma, sigma_next = self.sigmas[step].to(x), self.sigmas[step + 1].to(x)
+        if self.guides and self.in_window(float(sigma)):
+            try:
+                shift = self.shift(x, timestep, model_options)
+            except ValueError as error:
+                raise ValueError(f"PatchNCEGuidance: {error}") from error
+            denoised = super().predict_noise(x + shift, timestep, model_options, seed)
+            answer = before_euler_step(denoised, shift, sigma, sigma_next)
+        else:
+            answer = super().predict_noise(x, timestep, model_options, seed)
+        if self.restores:
+            outside = leading_to(self.source_at(sigma_next).to(x), x, sigma, sigma_next)
+            answer = torch.lerp(outside, answer, self.free.unsqueeze(1))
+        return answer
+
+    def source_at(self, sigma: Tensor) -> Tensor:
+        """The inverted source (B, C, H, W) at a noise level."""
+        return self.trajectory.latents[closest_level(self.trajectory.sigmas, float(sigma))]
 
     def in_window(self, sigma: float) -> bool:
         sampling = self.inner_model.model_sampling
@@ -93,8 +132,8 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
     def shift(self, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
         """How far the guidance moves x (B, C, H, W) at noise levels timestep (B,)."""
         model = self.inner_model
-        reference_latent = self.trajectory.latents[closest_level(self.trajectory.sigmas, float(timestep[0]))].to(x)
-        reference = observe(model, self.conds["source"], reference_latent, timestep, model_options, self.layers)
+        source = self.source_at(timestep[0]).to(x)
+        reference = observe(model, self.conds["source"], source, timestep, model_options, self.layers)
         with autograd_region(
             [model.diffusion_model, *(extra.model for extra in self.loaded_models)],
             writes_in_place=any("control" in entry for entry in self.conds["positive"]),
@@ -105,6 +144,16 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
                 timestep[0].clone(),
                 reference,
             )
+
+
+def mask_of_latent(mask: Tensor, latent: Tensor) -> Tensor:
+    """A MASK of any size and batch as (B, H, W) of the latent."""
+    mask = coverage(mask.reshape(-1, *mask.shape[-2:]).float().clamp(0, 1), latent.shape[-2:])
+    return comfy.utils.repeat_to_batch_size(mask, latent.shape[0])
+
+
+def has_area(entry: dict) -> bool:
+    return "area" in entry or bool(entry.get("set_area_to_bounds"))
 
 
 def is_euler(sampler: comfy.samplers.Sampler) -> bool:

@@ -91,6 +91,51 @@ def attention_distance(layers: list[tuple[Tensor, Tensor]]) -> float:
     return total
 
 
+# Edit masks (prompt augmentation eq. 2; DiffEdit step 1)
+
+
+def prompt_difference(predictions: list[Tensor]) -> Map:
+    """1/P sum_{i<j} |eps_i - eps_j| of predictions (C, h, w), P = K (K - 1) / 2, mean over the channels."""
+    values = [prediction.tolist() for prediction in predictions]
+    pairs = [(a, b) for i, a in enumerate(values) for b in values[i + 1 :]]
+    channels, height, width = predictions[0].shape
+    return [
+        [
+            sum(abs(a[c][y][x] - b[c][y][x]) for a, b in pairs for c in range(channels)) / (len(pairs) * channels)
+            for x in range(width)
+        ]
+        for y in range(height)
+    ]
+
+
+def blurred(values: Map, sigma: float) -> Map:
+    """Weights exp(-(dx^2 + dy^2) / (2 sigma^2)) of all places up to three sigma away in x and in y, over their sum."""
+    height, width, radius = len(values), len(values[0]), round(3 * sigma)
+    inside = lambda i, count: min(max(i, 0), count - 1)
+    weights = {
+        (dy, dx): math.exp(-(dx**2 + dy**2) / (2 * sigma**2))
+        for dy in range(-radius, radius + 1)
+        for dx in range(-radius, radius + 1)
+    }
+    return [
+        [
+            sum(w * values[inside(y + dy, height)][inside(x + dx, width)] for (dy, dx), w in weights.items())
+            / sum(weights.values())
+            for x in range(width)
+        ]
+        for y in range(height)
+    ]
+
+
+def binary_mask(values: Map, threshold: float, clamp: float = math.inf) -> list[list[int]]:
+    """1[(D - min D) / (max D - min D) > threshold], with D cut at clamp times its mean first (DiffEdit)."""
+    flat = [value for row in values for value in row]
+    ceiling = clamp * sum(flat) / len(flat)
+    cut = [[min(value, ceiling) for value in row] for row in values]
+    low, high = min(min(row) for row in cut), max(max(row) for row in cut)
+    return [[int((value - low) / (high - low) > threshold) for value in row] for row in cut]
+
+
 # Noise regularisation (pix2pix-zero section 3.1)
 
 

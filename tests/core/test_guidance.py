@@ -34,7 +34,7 @@ def observe(x: Tensor) -> Observation:
     half = F.avg_pool2d(x, 2)
 
     def attention(x: Tensor) -> Tensor:
-        return torch.einsum("hdc,bcyx,htd->bhyxt", QUERY, x, KEY).flatten(2, 3).softmax(-1)
+        return torch.einsum("hdc,bcyx,htd->bhyxt", QUERY, x, KEY).softmax(-1)
 
     return Observation(
         cross_attention={"full": attention(x), "half": attention(half)},
@@ -65,7 +65,9 @@ def gradients(x: Tensor, direction: str = "cds") -> tuple[Tensor, Tensor]:
 
         def xa(x: Tensor) -> float:
             maps = observe(x).cross_attention
-            return papers.attention_distance([(maps[k][0], reference.cross_attention[k][0]) for k in maps])
+            return papers.attention_distance(
+                [(maps[k][0].flatten(1, 2), reference.cross_attention[k][0].flatten(1, 2)) for k in maps]
+            )
 
         def cut(x: Tensor) -> float:
             maps = observe(x).self_attention
@@ -97,9 +99,10 @@ def length(tensor: Tensor) -> Tensor:
 
 
 def test_cross_attention_loss_is_the_papers():
-    layers = [(randn(3, 2, 6, 5, seed=i), randn(3, 2, 6, 5, seed=10 + i)) for i in range(2)]
-    layers.append((randn(3, 4, 2, 7, seed=2), randn(3, 4, 2, 7, seed=12)))
-    expected = [papers.attention_distance([(m[i], reference[i]) for m, reference in layers]) for i in range(3)]
+    layers = [(randn(3, 2, 2, 3, 5, seed=i), randn(3, 2, 2, 3, 5, seed=10 + i)) for i in range(2)]
+    layers.append((randn(3, 4, 2, 1, 7, seed=2), randn(3, 4, 2, 1, 7, seed=12)))
+    flat = [[maps.flatten(2, 3) for maps in pair] for pair in layers]
+    expected = [papers.attention_distance([(m[i], reference[i]) for m, reference in flat]) for i in range(3)]
     torch.testing.assert_close(cross_attention_loss(layers), torch.tensor(expected, dtype=torch.float64))
 
 

@@ -101,6 +101,15 @@ REFUSALS = {
     "no self-attention": (dict(hooks={"self_attention": "none"}), ["lambda_cut", "self-attention"]),
     "relative to nothing": (dict(guidance={"lambda_xa": 0.0}), ["weighting", "absolute"]),
     "patch sizes": (dict(guidance={"patch_sizes": "1, x"}), ["patch_sizes", "1, x"]),
+    "inverted without a mask": (dict(guidance={"outside": "inverted"}), ["outside", "mask"]),
+    "a noise mask on the latent": (
+        dict(
+            drawn={"class_type": "SolidMask", "value": 1.0, "width": 64, "height": 64},
+            masked={"class_type": "SetLatentNoiseMask", "samples": ["invert", 0], "mask": ["drawn", 0]},
+            sample={"latent_image": ["masked", 0]},
+        ),
+        ["noise mask", "connect the mask to PatchNCEGuidance"],
+    ),
     "empty caption": (dict(direction={"caption": " "}), ["caption is empty"]),
     "no phrases": (dict(direction={"edit_from": "", "edit_to": ""}), ["from", "to", "empty"]),
     "identical phrases": (dict(direction={"edit_to": "Red"}), ["red", "zero"]),

@@ -1,0 +1,139 @@
+import logging
+
+import torch
+from comfy_api.latest import io
+
+from ..zerocon_core.masks import edit_mask, heat_map
+from .bridge.masks import pixels_per_position, prompt_differences
+from .bridge.status import say
+from .checks import check_latent
+
+log = logging.getLogger(__name__)
+
+FEW, MOST = 0.005, 0.95
+"""Shares of the image below and above which a mask is hardly meant."""
+
+
+class EditMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConEditMask",
+            display_name="Edit Mask",
+            category="ZeroCon",
+            description="Finds the place of an edit: where the model's predictions differ between prompts. With the prompts of "
+            "Prompt Augment it is the mask of that paper, with a source and a target prompt it is DiffEdit's.",
+            is_input_list=True,  # the prompts of a list are compared with each other in one run
+            hidden=[io.Hidden.unique_id],
+            # Defaults: DiffEdit's, but for more noise and some smoothing, which were better in benchmarks/edit_masks.py.
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will edit."),
+                io.Latent.Input("image_latent", tooltip="The encoded source image. A batch gives a batch of masks."),
+                io.Conditioning.Input(
+                    "prompts",
+                    tooltip="The prompts to compare: a list, such as Prompt Augment through CLIP Text Encode, or one prompt.",
+                ),
+                io.Conditioning.Input(
+                    "source",
+                    optional=True,
+                    tooltip="One more prompt to compare with. For DiffEdit's mask connect the source prompt here and the target "
+                    "prompt above.",
+                ),
+                io.Float.Input(
+                    "strength", default=0.65, min=0.01, max=1.0, step=0.05, round=0.001,
+                    tooltip="How much noise the image gets before the prompts are compared, as the denoise of a sampler. "
+                    "DiffEdit: 0.5.",
+                ),
+                io.Int.Input(
+                    "draws", default=10, min=1, max=100,
+                    tooltip="Noises to average over. Each costs one pass of the model for every prompt. DiffEdit: 10.",
+                ),
+                io.Float.Input(
+                    "threshold", default=0.5, min=0.0, max=1.0, step=0.01, round=0.001,
+                    tooltip="Heat above which a place belongs to the mask: lower makes the mask larger. DiffEdit: 0.5.",
+                ),
+                io.Float.Input(
+                    "clamp", default=3.0, min=0.0, max=100.0, step=0.5, round=0.01,
+                    tooltip="Cuts heat above this multiple of its mean, so that single outliers do not set the scale. 0 is off.",
+                ),
+                io.Float.Input(
+                    "smoothing", default=1.0, min=0.0, max=20.0, step=0.25, round=0.01,
+                    tooltip="Blur of the heat before the threshold, in latent positions (8 pixels on most models). 0 is off.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip="For the noises."
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    "mask", display_name="mask",
+                    tooltip="1 where to edit, in the size of the image. For PatchNCE Guidance, Set Latent Noise Mask and others.",
+                ),
+                io.Image.Output(
+                    "heat_map", display_name="heat_map",
+                    tooltip="How much the predictions differ, from black (least) to white (most).",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, image_latent, prompts, strength, draws, threshold, clamp, smoothing, seed, source=()
+    ) -> io.NodeOutput:  # fmt: skip
+        named = dict(
+            model=model, image_latent=image_latent, strength=strength, draws=draws, threshold=threshold, clamp=clamp,
+            smoothing=smoothing, seed=seed,
+        )  # fmt: skip
+        model, latent, strength, draws, threshold, clamp, smoothing, seed = (only(*item) for item in named.items())
+        samples, conditionings = latent["samples"], [*source, *prompts]
+        check(samples, conditionings)
+        differences = prompt_differences(model, samples, conditionings, strength, draws, seed)
+        if not torch.isfinite(differences).all():
+            raise ValueError("EditMask: the predictions are not finite; load the model in float32")
+        try:
+            heat = heat_map(differences, clamp, smoothing)
+        except ValueError as error:
+            raise ValueError(f"EditMask: {error}; use prompts that say different things about the image") from error
+        mask = edit_mask(heat, threshold)
+        say(cls.hidden.unique_id, summary(mask, threshold))
+        scale = pixels_per_position(model)
+        # Squares, not a blur: resized to the latent again, as samplers do, the mask is what it was.
+        mask, heat = (maps.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for maps in (mask, heat))
+        return io.NodeOutput(mask, heat.unsqueeze(-1).expand(-1, -1, -1, 3))
+
+
+def only(name: str, values: list):
+    """The value of an input that is no list. The host hands lists to all inputs of a node that takes one."""
+    if len(values) != 1:
+        raise ValueError(f"EditMask: {name} came as a list of {len(values)}; it needs one value, and images as one batch")
+    return values[0]
+
+
+def check(samples: torch.Tensor, conditionings: list) -> None:
+    check_latent("EditMask", samples)
+    if len(conditionings) < 2:
+        raise ValueError(
+            "EditMask: there is one prompt and nothing to compare it with; connect source, or a list of prompts such as that of "
+            "Prompt Augment"
+        )
+    texts = [[entry[0] for entry in conditioning] for conditioning in conditionings]
+    if all(same(text, texts[0]) for text in texts[1:]):
+        raise ValueError(
+            f"EditMask: the {len(texts)} prompts are the same to the text encoder, so they differ nowhere; use other words"
+        )
+
+
+def same(texts: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return len(texts) == len(others) and all(torch.equal(a, b) for a, b in zip(texts, others, strict=True))
+
+
+def summary(mask: torch.Tensor, threshold: float) -> str:
+    """The share of the image that the mask covers, with a warning that also goes to the log if that is hardly meant."""
+    shares = mask.mean((1, 2))
+    text = "mask: " + ", ".join(f"{share:.1%}" for share in shares.tolist()) + " of the image"
+    if not (shares < FEW).any() and not (shares > MOST).any():
+        return text
+    advice = "lower" if (shares < FEW).any() else "raise"
+    warning = f"{text}; {advice} threshold ({threshold:g}), or compare prompts that differ in one thing"
+    log.warning("EditMask: %s", warning)
+    return warning
