@@ -38,7 +38,8 @@ class Setting:
         return f"{method}, {self.order}, step {self.step_size:g}"
 
 
-SETTINGS = [Setting("descending", 0.15, w) for w in (0, 10, 20, 60, 150)] + [Setting("random", 0.3, w) for w in (0, 20)]
+SETTINGS = [Setting("descending", 0.15, w) for w in (0, 10, 20, 60)]
+SETTINGS += [Setting("descending", 0.2, 20), Setting("random", 0.3, 0), Setting("random", 0.3, 20)]
 
 
 def edit(bench: Bench, batch: list[Edit], setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,7 +88,7 @@ def main() -> None:
     with torch.inference_mode():
         bench, began = Bench(), time.monotonic()
         if options.picture:
-            draw(bench, [s for s in SETTINGS if s.order == "descending" and s.w_cut in (0, 20)], 8).save(options.picture)
+            draw(bench, [s for s in SETTINGS if s.step_size == 0.15 and s.w_cut in (0, 20)], 8).save(options.picture)
             return
         for setting in SETTINGS:
             todo = edits(bench.core.scene, options.scenes)
