@@ -1,7 +1,9 @@
 """Edit masks in the host's executor, and what the guider does with a mask: against plain loops and the host's own nodes."""
 
+import json
 import math
 from itertools import combinations
+from pathlib import Path
 
 import comfy.model_management
 import comfy.sampler_helpers
@@ -21,6 +23,7 @@ from zerocon_pack.nodes.bridge.masks import prompt_differences
 from zerocon_pack.zerocon_core.guidance import GuidanceWeights
 from zerocon_pack.zerocon_core.patchnce import PatchNCE
 
+ROOT = Path(__file__).parents[2]
 PROMPTS = [conditioning(i) for i in (1, 2, 3, 4)]
 
 
@@ -332,3 +335,19 @@ def test_what_a_mask_does_not_go_with(inverted):
     elsewhere = torch.cat([inverted[1].sigmas[:-1], torch.tensor([0.02])])
     with pytest.raises(ValueError, match="no latent at sigma 0.02"):
         sample(model, inverted, mask=MASK, restores=True, sigmas=elsewhere)
+
+
+def test_the_shipped_graph_finds_the_object_and_edits_it_in_every_colour(run_graph):
+    nodes = json.loads((ROOT / "workflows" / "api" / "augment_and_mask_toy.json").read_text(encoding="utf-8"))
+    of_type = {node["class_type"]: name for name, node in nodes.items()}
+    nodes[of_type["KSampler"]]["inputs"]["steps"] = 2
+    nodes |= {
+        "found": {"class_type": "TestCapture", "inputs": {"value": [of_type["ZeroConEditMask"], 0]}},
+        "truth": {"class_type": "TestCapture", "inputs": {"value": [of_type["ZeroConToyScene"], 2]}},
+    }
+    run = run_graph(nodes)
+    assert run.success, run.error
+    found, truth = run.captured["found"] > 0, run.captured["truth"] > 0.5
+    assert (found & truth).sum() / (found | truth).sum() > 0.6
+    prompts = nodes[of_type["ZeroConPromptAugment"]]["inputs"]["count"]
+    assert sorted(len(output["images"]) for output in run.outputs.values() if "images" in output) == [1, prompts]
