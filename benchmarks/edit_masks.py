@@ -45,7 +45,8 @@ class Setting(NamedTuple):
 
 
 SETTINGS = [Setting(*setting) for setting in product(STRENGTHS, DRAWS, CLAMPS, SMOOTHINGS, THRESHOLDS)]
-FIXED = {"node's defaults": Setting(0.65, 10, 3.0, 1.0, 0.5), "DiffEdit's": Setting(0.5, 10, 3.0, 0.0, 0.5)}
+DEFAULTS = Setting(0.65, 10, 3.0, 1.0, 0.5)
+DIFFEDIT = Setting(0.5, 10, 3.0, 0.0, 0.5)
 
 
 class Bench:
@@ -150,7 +151,15 @@ class Results:
         ]
         lines.append("|---|---|" + "---|" * 9)
         for method in METHODS:
-            for name, setting in ({"best": self.best(method)} | FIXED).items():
+            known = DIFFEDIT._asdict()
+            known.pop("threshold")
+            shown = {
+                "best": self.best(method),
+                "node's defaults": DEFAULTS,
+                "DiffEdit's, best threshold": self.best(method, **known),
+                "DiffEdit's": DIFFEDIT,
+            }
+            for name, setting in shown.items():
                 cells = [f"{self.mean(method, setting, part):.2f}" for part in (None, *ATTRIBUTES)]
                 lines.append(f"| {method} | {name} | " + " | ".join([f"{value:g}" for value in setting] + cells) + " |")
         parts = [ceiling[self.held], *(ceiling[self.held & torch.from_numpy(self.attributes == a)] for a in ATTRIBUTES)]
