@@ -38,7 +38,7 @@ class Setting:
         return f"{method}, {self.order}, step {self.step_size:g}"
 
 
-SETTINGS = [Setting("descending", 0.15, w) for w in (0, 10, 20, 60)]
+SETTINGS = [Setting("descending", 0.15, w) for w in (0, 5, 10, 20, 60)]
 SETTINGS += [Setting("descending", 0.2, 20), Setting("random", 0.3, 0), Setting("random", 0.3, 20)]
 
 
