@@ -10,6 +10,13 @@ def check_latent(node: str, samples: torch.Tensor) -> None:
         raise ValueError(f"{node}: the latent holds NaN or infinite values; check the image and the VAE that encoded it")
 
 
+def only(node: str, name: str, values: list):
+    """The value of an input that is no list. The host hands lists to all inputs of a node that takes one."""
+    if len(values) != 1:
+        raise ValueError(f"{node}: {name} came as a list of {len(values)}; it needs one value, and images as one batch")
+    return values[0]
+
+
 def parse_sizes(node: str, text: str) -> tuple[int, ...]:
     sizes = tuple(int(part) for part in text.replace(",", " ").split() if part.isdigit() and int(part) > 0)
     if not sizes or len(sizes) != len(text.replace(",", " ").split()):

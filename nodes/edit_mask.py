@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..zerocon_core.masks import edit_mask, heat_map
 from .bridge.masks import pixels_per_position, prompt_differences
 from .bridge.status import say
-from .checks import check_latent
+from .checks import check_latent, only
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class EditMask(io.ComfyNode):
             model=model, image_latent=image_latent, strength=strength, draws=draws, threshold=threshold, clamp=clamp,
             smoothing=smoothing, seed=seed,
         )  # fmt: skip
-        model, latent, strength, draws, threshold, clamp, smoothing, seed = (only(*item) for item in named.items())
+        model, latent, strength, draws, threshold, clamp, smoothing, seed = (only("EditMask", *item) for item in named.items())
         samples, conditionings = latent["samples"], [*source, *prompts]
         check(samples, conditionings)
         differences = prompt_differences(model, samples, conditionings, strength, draws, seed)
@@ -100,13 +100,6 @@ class EditMask(io.ComfyNode):
         # Squares, not a blur: resized to the latent again, as samplers do, the mask is what it was.
         mask, heat = (maps.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for maps in (mask, heat))
         return io.NodeOutput(mask, heat.unsqueeze(-1).expand(-1, -1, -1, 3))
-
-
-def only(name: str, values: list):
-    """The value of an input that is no list. The host hands lists to all inputs of a node that takes one."""
-    if len(values) != 1:
-        raise ValueError(f"EditMask: {name} came as a list of {len(values)}; it needs one value, and images as one batch")
-    return values[0]
 
 
 def check(samples: torch.Tensor, conditionings: list) -> None:

@@ -8,6 +8,9 @@ diffusers U-Net or on a closed form. One module a subject:
     directions     edit directions in text-embedding space, from paired sentence banks
     patchnce       the patch-wise contrastive loss
     guidance       pix2pix-zero's cross-attention loss, joined with the contrastive loss into one guided step
+    cds            delta and contrastive denoising score
+    prompts        target prompts that change one word of a caption, with english, wordnet and fillmask for its words
+    masks          where an edit belongs: differences between prompts
     captioning     image captions from a BLIP model
     toyworld       a miniature world with exact ground truth
 """
