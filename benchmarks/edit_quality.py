@@ -212,7 +212,7 @@ def plot(rows: list[dict], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
-    for method in CURVES:
+    for method in dict.fromkeys(row["method"] for row in rows):
         points = [row for row in rows if row["method"] == method]
         x, y = [row["preservation"] for row in points], [100 * row["success"] for row in points]
         axes.plot(x, y, "o-", label=f"{method}, over {points[0]['over']}" if len(points) > 1 else method)

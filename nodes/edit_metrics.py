@@ -53,7 +53,7 @@ class EditMetrics(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
-                io.String.Output("table", display_name="table", tooltip="As shown in the node: Markdown, in the papers' units."),
+                io.String.Output("table", display_name="table", tooltip="Markdown, in the papers' units, a column an image."),
                 io.String.Output("json", display_name="json", tooltip="The plain figures of each image and their means."),
             ],
         )  # fmt: skip
@@ -85,7 +85,7 @@ class EditMetrics(io.ComfyNode):
         except (ImportError, OSError, ValueError) as error:
             raise ValueError(f"EditMetrics: {str(error).removeprefix('EditMetrics: ')}") from error
         table = report.table()
-        show_text(table, cls.hidden.unique_id)
+        show_text(report.text(), cls.hidden.unique_id)
         return io.NodeOutput(table, report.to_json(), ui=ui.PreviewText(table))
 
 

@@ -295,6 +295,9 @@ def test_report_as_json_and_as_table():
         "clip: a network",
         "left out: why",
     ]
+    assert report.text().splitlines() == [
+        "MSE x10^4 ↓  15.00", "background PSNR, dB ↑  inf", "CLIP score ↑  25.00", "clip: a network", "left out: why",
+    ]  # fmt: skip
 
 
 def test_the_table_of_one_image_has_one_column():

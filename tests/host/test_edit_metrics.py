@@ -50,7 +50,7 @@ def networks() -> Path:
     shutil.rmtree(folder)
 
 
-def test_the_table_is_shown_and_both_are_handed_on(run_graph, values):
+def test_table_and_json_are_handed_on(run_graph, values):
     run = run_graph(graph(), values)
     assert run.success, run.error
     record = json.loads(run.captured["json"])
@@ -62,12 +62,14 @@ def test_the_table_is_shown_and_both_are_handed_on(run_graph, values):
     assert "| PSNR, dB ↑ | " + " | ".join(f"{value:.2f}" for value in psnrs) + " |" in run.captured["table"]
 
 
-def test_the_table_appears_in_the_node(run_graph, values, monkeypatch):
+def test_the_means_appear_in_the_node(run_graph, values, monkeypatch):
     """As a text message for the page, the way stock nodes show text in themselves."""
     sent = []
     monkeypatch.setattr(bridge.PromptServer.instance, "send_progress_text", lambda text, node_id: sent.append((text, node_id)))
     run = run_graph(graph(), values)
-    assert sent == [(run.captured["table"], "metrics")]
+    mean = json.loads(run.captured["json"])["mean"]
+    [(text, node)] = sent
+    assert node == "metrics" and text.splitlines()[0] == f"PSNR, dB ↑  {mean['psnr']:.2f}"
 
 
 def test_all_networks_from_models_metrics(run_graph, values, networks, caplog):

@@ -68,9 +68,16 @@ class Report:
         for key, column in self.values.items():
             cells = [cell(key, value) for value in column]
             lines.append(row(title(key), *(cells if count == 1 else [cell(key, mean(column)), *cells])))
-        lines += ["", *(f"{part}: {network}" for part, network in self.networks.items())]
-        lines += [f"left out: {reason}" for reason in self.left_out]
-        return "\n".join(lines).strip()
+        return "\n".join([*lines, "", *self._notes()]).strip()
+
+    def text(self) -> str:
+        """A line a metric with its mean, for places that show no tables."""
+        lines = [f"{title(key)}  {cell(key, mean(column))}" for key, column in self.values.items()]
+        return "\n".join([*lines, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        networks = [f"{part}: {network}" for part, network in self.networks.items()]
+        return networks + [f"left out: {reason}" for reason in self.left_out]
 
 
 def mean(values: Sequence[Value]) -> Value:
