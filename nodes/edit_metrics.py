@@ -3,7 +3,8 @@ from comfy_api.latest import io, ui
 
 from ..zerocon_core.metrics.edits import Edits
 from .bridge.files import LPIPS_TRUNKS, OFF, network_names
-from .bridge.metrics import Networks, fit_mask, measure, show_text
+from .bridge.metrics import Networks, fit_mask, measure
+from .bridge.status import say
 
 
 class EditMetrics(io.ComfyNode):
@@ -85,7 +86,7 @@ class EditMetrics(io.ComfyNode):
         except (ImportError, OSError, ValueError) as error:
             raise ValueError(f"EditMetrics: {str(error).removeprefix('EditMetrics: ')}") from error
         table = report.table()
-        show_text(report.text(), cls.hidden.unique_id)
+        say(cls.hidden.unique_id, report.text())
         return io.NodeOutput(table, report.to_json(), ui=ui.PreviewText(table))
 
 

@@ -8,7 +8,6 @@ import comfy.model_management
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
-from server import PromptServer
 from torch import Tensor, nn
 
 from ...zerocon_core.metrics.edits import Columns, Edits, clip_metrics, lpips_metrics, pixel_metrics, structure_metrics
@@ -33,11 +32,6 @@ def fit_mask(mask: Tensor, images: Tensor) -> Tensor:
     if mask.shape[1:] != images.shape[1:3]:
         mask = torch.nn.functional.interpolate(mask[:, None], size=images.shape[1:3], mode="bilinear")[:, 0]
     return mask.clamp(0, 1).expand(len(images), -1, -1)
-
-
-def show_text(text: str, node_id: str) -> None:
-    """In the node, on the page that runs the graph."""
-    PromptServer.instance.send_progress_text(text, node_id)
 
 
 def measure(edits: Edits, networks: Networks) -> Report:

@@ -8,6 +8,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
+from server import PromptServer
 from tiny_networks import save_clip, save_dino, save_lpips_trunk
 from zerocon_pack.nodes.bridge import files
 from zerocon_pack.nodes.bridge import metrics as bridge
@@ -65,7 +66,7 @@ def test_table_and_json_are_handed_on(run_graph, values):
 def test_the_means_appear_in_the_node(run_graph, values, monkeypatch):
     """As a text message for the page, the way stock nodes show text in themselves."""
     sent = []
-    monkeypatch.setattr(bridge.PromptServer.instance, "send_progress_text", lambda text, node_id: sent.append((text, node_id)))
+    monkeypatch.setattr(PromptServer.instance, "send_progress_text", lambda text, node_id: sent.append((text, node_id)))
     run = run_graph(graph(), values)
     mean = json.loads(run.captured["json"])["mean"]
     [(text, node)] = sent
