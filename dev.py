@@ -3,6 +3,7 @@
     python dev.py demo            translate the bundled picture on a real ComfyUI server, and measure the result
     python dev.py test [...]      ruff and all test tiers; further arguments go to pytest
     python dev.py serve [...]     leave a server with the pack running; further arguments go to ComfyUI
+    python dev.py piebench [...]  run and measure the methods on PIE-Bench; --help lists the arguments
 
 Needs Python 3.10 or newer and, where no ComfyUI is found, git. Environment variables, all optional:
 ZEROCON_VENV (default .venv), COMFYUI_PATH, COMFYUI_OLD_PATH (a 0.3.64 to test against as well).
@@ -113,9 +114,18 @@ def demo(comfyui: Path) -> int:
         return run_demo(client, ROOT / "output")
 
 
+def piebench(comfyui: Path, arguments: list[str]) -> int:
+    from tools.piebench import model_paths, parse, run  # needs the environment
+
+    options = parse(arguments)
+    say(f"Starting ComfyUI {comfyui_version(comfyui)}")
+    with comfy_server(comfyui, BASE, model_paths(comfyui, options, BASE)) as client:
+        return run(client, options)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("demo", "test", "serve"))
+    parser.add_argument("command", choices=("demo", "test", "serve", "piebench"))
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     if options.command == "demo" and options.arguments:
@@ -132,7 +142,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped then too
     if options.command == "demo":
         return demo(comfyui)
-    return {"test": test, "serve": serve}[options.command](comfyui, options.arguments)
+    return {"test": test, "serve": serve, "piebench": piebench}[options.command](comfyui, options.arguments)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from .cds_optimize import CDSOptimize
 from .ddim_invert import DDIMInvert
 from .edit_direction import EditDirection, LoadEditDirection, SaveEditDirection
 from .edit_mask import EditMask
+from .edit_metrics import EditMetrics
 from .patchnce_guidance import PatchNCEGuidance
 from .prompt_augment import PromptAugment
 from .toy_world import ToyScene, ToyWorld
@@ -21,6 +22,7 @@ NODES = [
     CDSOptimize,
     PromptAugment,
     EditMask,
+    EditMetrics,
     ToyWorld,
     ToyScene,
 ]

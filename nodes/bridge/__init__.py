@@ -8,7 +8,8 @@ masks         noise predictions of several prompts
 conditioning  sentences through the host's CLIP, edit directions on its CONDITIONING
 captioner     a captioner under the host's memory management
 words         sources of replacement words, BERT under the host's memory management
-files         edit directions, captioners, WordNet databases and BERT models in the host's folders
+metrics       networks that judge edits, under the host's memory management
+files         edit directions, captioners, WordNet databases, BERT models and those networks in the host's folders
 status        short texts on a node in the page
 toyworld      the bundled miniature world as the host's own MODEL, CLIP and VAE
 """

@@ -1,12 +1,15 @@
-"""Files in the host's folders: edit directions, captioners, WordNet databases and BERT models."""
+"""Files in the host's folders: edit directions, captioners, WordNet databases, BERT models and the networks of metrics."""
 
+import json
+import logging
 import os
 from pathlib import Path
 
 import comfy.utils
 import folder_paths
 import safetensors.torch
-from huggingface_hub import snapshot_download
+import torch
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from tqdm.auto import tqdm
 
 from ...zerocon_core.directions import EditDirection
@@ -23,11 +26,20 @@ INSTALLED_WORDNETS = ("/usr/share/wordnet", "/usr/local/WordNet-3.0/dict")
 FILL_MASKS = "fill_mask"
 HUB_FILL_MASKS = ("google-bert/bert-base-uncased", "google-bert/bert-large-uncased")
 OFF = "off"
+METRICS = "metrics"
+HUB_NETWORKS = {"clip": ("openai/clip-vit-large-patch14", "openai/clip-vit-base-patch32"), "vit": ("facebook/dino-vitb8",)}
+"""By the `model_type` of their config.json."""
+MEGABYTES = {"openai/clip-vit-large-patch14": 1_700, "openai/clip-vit-base-patch32": 600, "facebook/dino-vitb8": 340}
+LPIPS_TRUNKS = {"squeeze": "squeezenet1_1", "alex": "alexnet", "vgg": "vgg16"}
+"""What the lpips package and torchvision call the same networks."""
+
+log = logging.getLogger(__name__)
 
 folder_paths.add_model_folder_path(DIRECTIONS, os.path.join(folder_paths.models_dir, DIRECTIONS))
 folder_paths.add_model_folder_path(CAPTIONERS, os.path.join(folder_paths.models_dir, CAPTIONERS))
 folder_paths.add_model_folder_path(WORDNETS, os.path.join(folder_paths.models_dir, WORDNETS))
 folder_paths.add_model_folder_path(FILL_MASKS, os.path.join(folder_paths.models_dir, FILL_MASKS))
+folder_paths.add_model_folder_path(METRICS, os.path.join(folder_paths.models_dir, METRICS))
 
 
 def saved_directions() -> Path:
@@ -133,6 +145,56 @@ def fill_mask_folder(name: str) -> Path:
             f'there is no BERT folder "{name}"; put a BERT model in transformers\' format into '
             f"{folder_paths.get_folder_paths(FILL_MASKS)[0]} or choose another"
         ) from None
+
+
+def network_names(model_type: str) -> list[str]:
+    """The hub's networks of this type, and the local folders in models/metrics that hold one."""
+    return [*HUB_NETWORKS[model_type], *sorted(name for name, f in local_folders(METRICS).items() if _type(f) == model_type)]
+
+
+def network_folder(name: str, model_type: str) -> Path:
+    """Local folder of a name from `network_names`; a hub network is downloaded into the hub's cache if it is not there yet."""
+    if name in HUB_NETWORKS[model_type]:
+        if not isinstance(try_to_load_from_cache(name, "model.safetensors"), str):
+            log.info("EditMetrics: downloading %s (%d MB) into the Hugging Face cache", name, MEGABYTES[name])
+        return Path(download(name, "EditMetrics", METRICS))
+    try:
+        return local_folders(METRICS)[name]
+    except KeyError:
+        raise FileNotFoundError(
+            f'there is no folder "{name}"; put a network in transformers\' format into '
+            f"{folder_paths.get_folder_paths(METRICS)[0]} or choose another"
+        ) from None
+
+
+def lpips_trunk(net: str) -> Path:
+    """File with an LPIPS network's ImageNet weights, in models/metrics or in PyTorch's cache, where it is downloaded to."""
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(LPIPS_TRUNKS[net]).DEFAULT
+    file = os.path.basename(weights.url)
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    for folder in (*map(Path, folder_paths.get_folder_paths(METRICS)), cache):
+        if (folder / file).is_file():
+            return folder / file
+    log.info("EditMetrics: downloading %s (%.0f MB) into %s", weights.url, weights.meta["_file_size"], cache)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(weights.url, str(cache / file), hash_prefix=Path(file).stem.rpartition("-")[2])
+    except Exception as error:
+        raise OSError(
+            f"{weights.url} could not be downloaded ({error}); put the file into "
+            f"{folder_paths.get_folder_paths(METRICS)[0]} or switch lpips off"
+        ) from error
+    return cache / file
+
+
+def _type(folder: Path) -> str | None:
+    """What transformers' config.json in a folder says it is."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 class HostProgress(tqdm):

@@ -1,0 +1,103 @@
+import torch
+from comfy_api.latest import io, ui
+
+from ..zerocon_core.metrics.edits import Edits
+from .bridge.files import LPIPS_TRUNKS, OFF, network_names
+from .bridge.metrics import Networks, fit_mask, measure
+from .bridge.status import say
+
+
+class EditMetrics(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConEditMetrics",
+            display_name="Edit Metrics",
+            category="ZeroCon",
+            description="Measures edits as the papers do: what was kept of the source, and how well the target text is met.",
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("source", tooltip="The images before the edit."),
+                io.Image.Input("edited", tooltip="The images after it: as many, of the same size."),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="Where the edit is allowed. Background metrics are taken outside of it. One for all or one an image.",
+                ),
+                io.String.Input(
+                    "source_text", default="", multiline=True,
+                    tooltip="What the source shows. One line for all images, or a line an image. Only clip reads it.",
+                ),
+                io.String.Input(
+                    "target_text", default="", multiline=True,
+                    tooltip="What the edited image shall show. One line for all images, or a line an image. Only clip reads it.",
+                ),
+                io.Combo.Input(
+                    "structure", options=[OFF, *network_names("vit")],
+                    tooltip="Network of the structure distance. facebook/dino-vitb8: the papers', downloaded on the first run "
+                    "(340 MB). Others: ViT folders in models/metrics.",
+                ),
+                io.Combo.Input(
+                    "lpips", options=[OFF, *LPIPS_TRUNKS],
+                    tooltip="Network of LPIPS. squeeze: PIE-Bench's (5 MB); alex (233 MB) and vgg (528 MB): other papers'. "
+                    "Downloaded on the first run. Needs the package lpips.",
+                ),
+                io.Combo.Input(
+                    "clip", options=[OFF, *network_names("clip")],
+                    tooltip="Network of the CLIP metrics. ViT-L/14: PIE-Bench's (1.7 GB); ViT-B/32 (0.6 GB). Downloaded on the "
+                    "first run. Others: CLIP folders in models/metrics.",
+                ),
+                io.Combo.Input(
+                    "pixels", options=["0 to 1", "0 to 255"],
+                    tooltip="What the structure network sees. 0 to 255 repeats a slip of PIE-Bench's code, to compare with its "
+                    "published figures.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            outputs=[
+                io.String.Output("table", display_name="table", tooltip="Markdown, in the papers' units, a column an image."),
+                io.String.Output("json", display_name="json", tooltip="The plain figures of each image and their means."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, source, edited, source_text, target_text, structure, lpips, clip, pixels, mask=None) -> io.NodeOutput:
+        if source.shape[:3] != edited.shape[:3]:
+            raise ValueError(
+                f"EditMetrics: source is {_size(source)} and edited is {_size(edited)}; they must have the same number and size, "
+                "use Upscale Image on one of them"
+            )
+        for name, images in (("source", source), ("edited", edited)):
+            if not torch.isfinite(images).all():
+                raise ValueError(f"EditMetrics: {name} holds NaN or infinite values; check the node that made it")
+        if clip != OFF and not target_text.strip():
+            raise ValueError(
+                "EditMetrics: clip compares with target_text, which is empty; write what the edited image shall show, "
+                "or switch clip off"
+            )
+        if mask is not None:
+            mask = mask.reshape(-1, *mask.shape[-2:])
+            if len(mask) not in (1, len(source)):
+                raise ValueError(f"EditMetrics: {len(mask)} masks for {len(source)} images; connect one for all or one an image")
+            mask = fit_mask(mask.cpu(), source)
+        texts = (_lines(name, text, len(source)) for name, text in (("source_text", source_text), ("target_text", target_text)))
+        edits = Edits(source[..., :3].float().cpu(), edited[..., :3].float().cpu(), mask, *texts)
+        try:
+            report = measure(edits, Networks(structure, lpips, clip, 255.0 if pixels == "0 to 255" else 1.0))
+        except (ImportError, OSError, ValueError) as error:
+            raise ValueError(f"EditMetrics: {str(error).removeprefix('EditMetrics: ')}") from error
+        table = report.table()
+        say(cls.hidden.unique_id, report.text())
+        return io.NodeOutput(table, report.to_json(), ui=ui.PreviewText(table))
+
+
+def _size(images: torch.Tensor) -> str:
+    count, height, width = images.shape[:3]
+    return f"{count} x {width}x{height}"
+
+
+def _lines(name: str, text: str, count: int) -> list[str] | None:
+    """A text an image; None for none at all."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) not in (0, 1, count):
+        raise ValueError(f"EditMetrics: {name} has {len(lines)} lines for {count} images; write one for all or one an image")
+    return lines * (count // len(lines)) if lines else None

@@ -1,0 +1,47 @@
+"""Random networks of the real classes, small, saved in the layout that the hub has them in."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, ViTConfig, ViTModel
+
+SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def save_dino(folder: Path) -> Path:
+    """A ViT with two layers and 7x7 patches; the papers' has 12 and 28x28."""
+    torch.manual_seed(0)
+    config = ViTConfig(**SIZE, image_size=224, patch_size=32, layer_norm_eps=1e-6, initializer_range=0.3)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def save_clip(folder: Path) -> Path:
+    """A CLIP that reads 16 letters and sees 32x32 pixels."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    start, stop = tokens.index("<|startoftext|>"), tokens.index("<|endoftext|>")
+    text = {"vocab_size": len(tokens), "max_position_embeddings": 18, "bos_token_id": start, "eos_token_id": stop}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=SIZE | text | {"pad_token_id": stop}, vision_config=SIZE | {"image_size": 32, "patch_size": 8},
+        projection_dim=16, initializer_factor=5.0,
+    )  # fmt: skip
+    CLIPModel(config).save_pretrained(folder)
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(processor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def save_lpips_trunk(file: Path, network: str) -> Path:
+    """Weights of one of torchvision's networks, as it publishes them."""
+    from torchvision import models
+
+    torch.manual_seed(0)
+    torch.save(models.get_model(network).state_dict(), file)
+    return file
