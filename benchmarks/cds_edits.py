@@ -39,7 +39,7 @@ class Setting:
 
 
 SETTINGS = [Setting("descending", 0.15, w) for w in (0, 5, 10, 20, 60)]
-SETTINGS += [Setting("descending", 0.2, 20), Setting("random", 0.3, 0), Setting("random", 0.3, 20)]
+SETTINGS += [Setting("descending", 0.2, 20), Setting("random", 0.3, 0)]
 
 
 def edit(bench: Bench, batch: list[Edit], setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
