@@ -9,7 +9,8 @@ from .edit_mask import EditMask
 from .edit_metrics import EditMetrics
 from .patchnce_guidance import PatchNCEGuidance
 from .prompt_augment import PromptAugment
-from .toy_world import ToyScene, ToyWorld
+from .soft_contrastive_train import SoftContrastiveTrain
+from .toy_world import ToyScene, ToyTrainingSet, ToyWorld
 
 NODES = [
     AutoCaption,
@@ -23,6 +24,8 @@ NODES = [
     PromptAugment,
     EditMask,
     EditMetrics,
+    SoftContrastiveTrain,
     ToyWorld,
     ToyScene,
+    ToyTrainingSet,
 ]

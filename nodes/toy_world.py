@@ -68,6 +68,32 @@ class ToyScene(io.ComfyNode):
         return io.NodeOutput(_batch(render(scene, size)), caption(scene), _batch(object_mask(scene, size)))
 
 
+class ToyTrainingSet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConToyTrainingSet",
+            display_name="Toy Training Set",
+            category=CATEGORY,
+            description="Draws pictures of the toy world to train on, with their captions. None of them is one of Toy Scene.",
+            inputs=[
+                io.Int.Input("first", default=0, min=0, max=999_999, tooltip="The number of the first scene."),
+                io.Int.Input("count", default=32, min=1, max=10_000, tooltip="How many scenes."),
+            ],
+            outputs=[
+                io.Image.Output("images", display_name="images", tooltip="All pictures as one batch."),
+                io.String.Output(
+                    "captions", display_name="captions", is_output_list=True, tooltip="The scenes in words, in the same order."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, first, count):
+        scenes = [scene_from_seed(first + number) for number in range(count)]
+        return io.NodeOutput(torch.cat([_batch(render(scene)) for scene in scenes]), [caption(scene) for scene in scenes])
+
+
 def _choice(name: str, options: tuple[str, ...], tooltip: str) -> io.Combo.Input:
     return io.Combo.Input(name, options=[RANDOM, *options], default=RANDOM, tooltip=tooltip)
 

@@ -5,6 +5,7 @@ attention     the hooked layers of a U-Net and what they show during a pass
 inversion     the core's DDIM inversion as a host sampler
 guider        the core's guided step as a host guider
 masks         noise predictions of several prompts
+finetune      low-rank adapters trained through the host's model
 conditioning  sentences through the host's CLIP, edit directions on its CONDITIONING
 captioner     a captioner under the host's memory management
 words         sources of replacement words, BERT under the host's memory management

@@ -171,3 +171,54 @@ def divergence(noise: Tensor) -> float:
         variance = sum((value - mean) ** 2 for value in sample) / (len(sample) - 1)
         total += variance + mean**2 - 1 - math.log(variance + 1e-7)
     return total
+
+
+# Contrastive fine-tuning (prompt augmentation eq. 2, 3, 4 and 7); images are lists over channels, rows and columns
+
+
+def disagreement_mask(predictions: list[list[Map]], threshold: float) -> Map:
+    """Eq. 2: 1 where the mean over pairs and channels of |eps_i - eps_j| is above the share `threshold` of its range, else 0."""
+    count, channels, height, width = (len(predictions), len(predictions[0]), len(predictions[0][0]), len(predictions[0][0][0]))
+    together = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    difference = [
+        [
+            sum(abs(predictions[i][c][y][x] - predictions[j][c][y][x]) for i, j in together for c in range(channels))
+            / (len(together) * channels)
+            for x in range(width)
+        ]
+        for y in range(height)
+    ]
+    low, high = min(map(min, difference)), max(map(max, difference))
+    return [[float((value - low) / (high - low) > threshold) for value in row] for row in difference]
+
+
+def masked_distance(a: list[Map], b: list[Map], weights: Map) -> float:
+    """mean over channels and pixels of (w a - w b)^2."""
+    total = 0.0
+    for one, other in zip(a, b, strict=True):
+        for y, row in enumerate(weights):
+            total += sum((w * one[y][x] - w * other[y][x]) ** 2 for x, w in enumerate(row))
+    return total / (len(a) * len(weights) * len(weights[0]))
+
+
+def dissimilarity(images: list[list[Map]], mask: Map, softness: Callable[[int, int], float], margin: float) -> float:
+    """Eq. 3 and 7: -mean_{i<j} s_ij min(d(M z_i, M z_j), margin * mean M), for one sample."""
+    area = sum(map(sum, mask)) / (len(mask) * len(mask[0]))
+    terms = [
+        softness(i, j) * min(masked_distance(images[i], images[j], mask), margin * area)
+        for i in range(len(images))
+        for j in range(i + 1, len(images))
+    ]
+    return -sum(terms) / len(terms)
+
+
+def preservation(images: list[list[Map]], source: list[Map], mask: Map) -> float:
+    """Eq. 4: mean_{i<j} d((1-M) z_i, (1-M) z_j) + mean_i d((1-M) z_i, (1-M) z_0), for one sample."""
+    kept = [[1 - value for value in row] for row in mask]
+    between = [masked_distance(images[i], images[j], kept) for i in range(len(images)) for j in range(i + 1, len(images))]
+    to_source = [masked_distance(image, source, kept) for image in images]
+    return sum(between) / len(between) + sum(to_source) / len(to_source)
+
+
+def cosine_distance(a: Vector, b: Vector) -> float:
+    return 1 - dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))

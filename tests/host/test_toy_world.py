@@ -132,3 +132,17 @@ def test_inversion_and_resampling_give_the_reconstruction_back(run_graph):
     assert run.success, run.error
     error = (run.captured["again out"] - run.captured["alone out"]).square().mean()
     assert -10 * error.log10() >= 30
+
+
+def test_training_pictures_are_not_those_of_toy_scene(run_graph):
+    run = run_graph(
+        {
+            "set": {"class_type": "ZeroConToyTrainingSet", "inputs": {"first": 5, "count": 3}},
+            "images": {"class_type": "TestCapture", "inputs": {"value": ["set", 0]}},
+            "caption": {"class_type": "TestCapture", "inputs": {"value": ["set", 1]}},
+        }
+    )
+    expected = [scene.scene_from_seed(5 + number) for number in range(3)]
+    assert torch.equal(run.captured["images"], torch.stack([torch.from_numpy(scene.render(s)) for s in expected]))
+    assert run.captured["caption"] == scene.caption(expected[-1]), "the captions must come as a list, one node run each"
+    assert not set(expected) & set(scene.held_out_scenes(20))

@@ -1,0 +1,226 @@
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+from comfy_api.latest import io
+
+from ..zerocon_core.finetune import Objective, Targets, draw_batches, word_variations
+from .bridge.attention import transformer_layers
+from .bridge.conditioning import SentenceEncoder
+from .bridge.finetune import (
+    Embeddings,
+    Training,
+    apply_lora,
+    loaded_adapters,
+    lora_state,
+    model_latents,
+    new_adapters,
+    train,
+)
+from .bridge.inversion import is_flow
+from .bridge.status import say
+
+log = logging.getLogger(__name__)
+
+SOFT, HARD = "Soft-CL", "CL"
+
+
+class SoftContrastiveTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConSoftContrastiveTrain",
+            display_name="Soft Contrastive Train",
+            category="ZeroCon",
+            description="Trains a LoRA on captioned images so that changing one word changes what that word is about and leaves "
+            "the rest of the image alone.",
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="A U-Net: SD1.x, SD2.x or SDXL. It is not changed."),
+                io.Clip.Input("clip", tooltip="The text encoder of the model. It is not trained."),
+                io.Latent.Input("latents", tooltip="The encoded images: a batch, or a list as from Make Training Dataset."),
+                io.String.Input(
+                    "captions", multiline=True,
+                    tooltip="What each image shows, in the same order: one caption a line, or a list from Auto Caption or a data "
+                    "set node.",
+                ),
+                io.String.Input(
+                    "words", default="", multiline=True,
+                    tooltip="Words that may replace one another in the captions, a group a line, such as: red, green, blue. Not "
+                    "used with target_prompts connected.",
+                ),
+                io.Int.Input(
+                    "target_count", default=4, min=2, max=64,
+                    tooltip="K: target prompts that are compared for an image in a step (4 is ours). Each costs one more sample "
+                    "in the pass.",
+                ),
+                io.Combo.Input(
+                    "contrast", options=[SOFT, HARD], default=SOFT,
+                    tooltip="Soft-CL: prompts that mean nearly the same need not look different. CL: all pairs weigh the same.",
+                ),
+                io.Boolean.Input(
+                    "soft_augmentation", default=True,
+                    tooltip="Soft-PA: picks target prompts at spread-out distances from the caption instead of at random.",
+                ),
+                io.Float.Input(
+                    "lambda_contrast", default=1.0, min=0.0, max=100.0, step=0.05, round=0.0001,
+                    tooltip="Weight of the contrastive loss (paper: 1). 0 is plain LoRA training on the captions.",
+                ),
+                io.Float.Input(
+                    "mask_threshold", default=0.2, min=0.0, max=1.0, step=0.05,
+                    tooltip="Where the predictions differ by more than this share of their largest difference, the image is to "
+                    "be edited. Lower takes more (0.2 is ours: 0.5 missed most of the toy world's objects).",
+                ),
+                io.Float.Input(
+                    "margin", default=1.0, min=0.0, max=100.0, step=0.05,
+                    tooltip="Mean square distance inside the mask beyond which predictions are not pushed further apart (ours).",
+                ),
+                io.Int.Input("rank", default=8, min=1, max=128, tooltip="Of the LoRA. Not used with existing_lora connected."),
+                io.Float.Input("learning_rate", default=0.0001, min=0.0000001, max=1.0, step=0.0000001, tooltip="Of AdamW."),
+                io.Int.Input("steps", default=200, min=1, max=100_000, tooltip="Steps of the optimiser."),
+                io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Images in one pass, all of one size."),
+                io.Int.Input(
+                    "accumulation", default=1, min=1, max=1024, tooltip="Passes a step: larger batches without more memory."
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing", default=True,
+                    tooltip="Computes each block again in the backward pass: less memory, slower, the same result.",
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
+                    tooltip="For the first weights, images, prompts, timesteps and noise.",
+                ),
+                io.String.Input(
+                    "target_prompts", optional=True, force_input=True,
+                    tooltip="The prompts of Prompt Augment, as many for each caption, at least target_count.",
+                ),
+                io.LoraModel.Input("existing_lora", optional=True, tooltip="A LoRA of this node to train on."),
+            ],
+            outputs=[
+                io.Model.Output("trained_model", display_name="trained_model", tooltip="The model with the LoRA on it."),
+                io.LoraModel.Output("lora", display_name="lora", tooltip="For Save LoRA Weights and Load LoRA Model."),
+                io.LossMap.Output("loss_map", display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, latents, captions, words, target_prompts=(), **settings) -> io.NodeOutput:
+        settings = SimpleNamespace(**{name: only(name, values) for name, values in settings.items()})
+        report = partial(say, cls.hidden.unique_id)
+        try:
+            return io.NodeOutput(*train_lora(latents, captions, words, target_prompts, settings, report))
+        except ValueError as error:
+            raise ValueError(f"SoftContrastiveTrain: {error}") from error
+
+
+def train_lora(
+    latents: list[dict], captions: list[str], words: list[str], target_prompts: Sequence[str], settings: SimpleNamespace,
+    report: Callable[[str], None],
+) -> tuple:  # fmt: skip
+    """The node's outputs."""
+    model, count = settings.model, settings.target_count
+    check_model(model)
+    images, captions = model_latents(model, image_latents(latents)), caption_list(captions)
+    if len(images) != len(captions):
+        raise ValueError(
+            f"there are {len(images)} images and {len(captions)} captions; it needs one caption an image, in the same order"
+        )
+    variations = None
+    if settings.lambda_contrast:
+        variations = target_variations(captions, words, target_prompts)
+        check_variations(captions, variations, count)
+    encoder = SentenceEncoder(settings.clip)
+    embeddings = Embeddings(encoder)
+    report("encoding prompts")
+    batches = draw_batches(
+        images, captions, variations, settings.steps * settings.accumulation, settings.batch_size,
+        Targets(count, settings.contrast == SOFT, settings.soft_augmentation), embeddings.__getitem__, settings.seed,
+    )  # fmt: skip
+    embeddings.encode(batches)
+    for text in encoder.cut:
+        log.warning('SoftContrastiveTrain: a prompt is longer than the text encoder reads; cut off: "%s"', text)
+    training = Training(
+        batches, embeddings, Objective(settings.lambda_contrast, settings.mask_threshold, settings.margin),
+        settings.learning_rate, settings.accumulation, settings.seed, settings.gradient_checkpointing,
+    )  # fmt: skip
+    existing = getattr(settings, "existing_lora", None)
+    adapters = new_adapters(model, settings.rank, settings.seed) if existing is None else loaded_adapters(model, existing)
+    history = train(model, training, adapters, report)
+    lora = lora_state(adapters)
+    return apply_lora(model, lora), lora, {"loss": [step.total for step in history]}
+
+
+def only(name: str, values: list):
+    """The value of an input that is no list. The host hands lists to all inputs of a node that takes one."""
+    if len(values) != 1:
+        raise ValueError(f"SoftContrastiveTrain: {name} came as a list of {len(values)}; it needs one value")
+    return values[0]
+
+
+def check_model(model) -> None:
+    if not transformer_layers(model.get_model_object("diffusion_model")) or is_flow(model):
+        raise ValueError(
+            f"{type(model.model).__name__} is no U-Net that predicts eps or v; it needs a model of the SD1.x, SD2.x or SDXL "
+            "family. For others use the host's Train LoRA"
+        )
+
+
+def image_latents(latents: list[dict]) -> list[torch.Tensor]:
+    """The images of a batch or a list of LATENTs, (1, C, H, W) each."""
+    images = []
+    for latent in latents:
+        samples = latent["samples"]
+        if samples.ndim != 4:
+            raise ValueError(f"a latent is {tuple(samples.shape)}; it needs image latents (B, C, H, W)")
+        images += [samples[i : i + 1] for i in range(len(samples))]
+    for number, image in enumerate(images, 1):
+        if not torch.isfinite(image).all():
+            raise ValueError(f"latent {number} holds NaN or infinite values; check the image and the VAE that encoded it")
+        if not image.any():
+            raise ValueError(f"latent {number} is empty; encode images with VAE Encode instead of Empty Latent Image")
+    if not images:
+        raise ValueError("there are no latents; encode images with VAE Encode")
+    return images
+
+
+def caption_list(texts: list[str]) -> list[str]:
+    """The items of a list, or the lines of a single text."""
+    return [" ".join(text.split()) for text in texts] if len(texts) > 1 else lines(texts[0])
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def target_variations(captions: list[str], words: list[str], target_prompts: Sequence[str]) -> list[list[list[str]]]:
+    """The prompts that replace a word, for each word of each caption."""
+    if target_prompts:
+        each, rest = divmod(len(target_prompts), len(captions))
+        if rest:
+            raise ValueError(
+                f"there are {len(target_prompts)} target prompts for {len(captions)} captions; it needs as many for each, as "
+                "Prompt Augment makes them from the same list of captions"
+            )
+        return [[list(dict.fromkeys(target_prompts[i * each : (i + 1) * each]))] for i in range(len(captions))]
+    groups = [[word.strip() for word in line.split(",") if word.strip()] for text in words for line in lines(text)]
+    if not groups:
+        raise ValueError(
+            "there are no words to replace in the captions; write groups of words into words, connect target_prompts, or set "
+            "lambda_contrast to 0"
+        )
+    return [word_variations(caption, groups) for caption in captions]
+
+
+def check_variations(captions: list[str], variations: list[list[list[str]]], count: int) -> None:
+    if count < 2:
+        raise ValueError(f"target_count is {count}; it needs at least 2 target prompts to compare")
+    for caption, prompts in zip(captions, variations, strict=True):
+        most = max(map(len, prompts), default=0)
+        if not most:
+            raise ValueError(f'no word of the caption "{caption}" is in words; add a group that holds one of its words')
+        if most < count:
+            raise ValueError(
+                f'target_count is {count}, but the caption "{caption}" has at most {most} target prompts; lower it or add words'
+            )
