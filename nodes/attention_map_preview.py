@@ -1,0 +1,153 @@
+import re
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..zerocon_core.attention_maps import Token, colours, heat_of_words, normalize, positions_of, resize
+from ..zerocon_core.drawing import cell_size, labelled_grid
+from .bridge.attention import HookedLayers, all_cross_attention, hooked_layers
+from .bridge.attention_maps import attention_maps
+from .bridge.conditioning import prompt_tokens, spelled
+from .bridge.masks import pixels_per_position
+from .checks import check_latent
+
+
+class AttentionMapPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConAttentionMapPreview",
+            display_name="Attention Map Preview",
+            category="ZeroCon",
+            description="Shows where in an image the model sees each word of a prompt: the cross-attention maps that PatchNCE "
+            "Guidance holds to the source.",
+            is_output_node=True,
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="SD1.x, SD2.x or SDXL. With Attention Hooked U-Net before it, its cross-attention layers are read; "
+                    "without, all.",
+                ),
+                io.Latent.Input("image_latent", tooltip="The encoded image."),
+                io.Conditioning.Input("conditioning", tooltip="The prompt to look at."),
+                io.String.Input(
+                    "prompt", default="", multiline=True,
+                    tooltip="The words of the conditioning. Needed, with the CLIP, to know which token is which word.",
+                ),
+                io.String.Input(
+                    "words", default="",
+                    tooltip='Words or phrases of the prompt to show, such as "cat, wooden door". Without words and tokens: all.',
+                ),
+                io.String.Input(
+                    "tokens", default="",
+                    tooltip='Numbers of tokens to show, such as "2, 5". 0 is the start of the prompt. Works without a CLIP.',
+                ),
+                io.Float.Input(
+                    "strength", default=0.5, min=0.01, max=1.0, step=0.05, round=0.001,
+                    tooltip="How much noise the image gets before the model looks at it, as the denoise of a sampler.",
+                ),
+                io.Float.Input(
+                    "opacity", default=0.6, min=0.0, max=1.0, step=0.05, round=0.001,
+                    tooltip="Of the colours over the image. No effect without an image.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip="For the noise."),
+                io.Clip.Input("clip", optional=True, tooltip="The CLIP that encoded the prompt."),
+                io.Image.Input("image", optional=True, tooltip="The image to lay the maps over. Without it, the maps alone."),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "picture", display_name="picture",
+                    tooltip="One picture for each image: the map of every word with its share of all attention.",
+                ),
+                io.Mask.Output(
+                    "maps", display_name="maps",
+                    tooltip="The maps themselves from 0 to 1, in the size of the image: all words of the first image, then of "
+                    "the next.",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, image_latent, conditioning, prompt, words, tokens, strength, opacity, seed, clip=None, image=None
+    ) -> io.NodeOutput:
+        samples = image_latent["samples"]
+        layers = hooked_layers(model) or all_cross_attention(model.get_model_object("diffusion_model"))
+        check(model, samples, layers, image)
+        said = prompt_tokens(clip, prompt) if clip is not None and prompt.strip() else []
+        chosen = [*words_to_show(words, prompt, said, clip), *tokens_to_show(tokens, said)]
+        try:
+            maps = attention_maps(model, samples, conditioning, layers, strength, seed)
+        except ValueError as error:
+            raise ValueError(f"AttentionMapPreview: {error}") from error
+        chosen = chosen or every_token(said, maps.shape[1])
+        check_positions([position for _, positions in chosen for position in positions], said, maps.shape[1])
+
+        heat, shares = heat_of_words(maps, [positions for _, positions in chosen])
+        heat = normalize(heat)
+        size = [side * pixels_per_position(model) for side in samples.shape[-2:]] if image is None else image.shape[1:3]
+        cells = colours(resize(heat, cell_size(*size, len(chosen))))
+        if image is not None:
+            under = resize(image.float().movedim(-1, 1), cells.shape[2:4]).movedim(1, -1).unsqueeze(1).to(cells)
+            cells = torch.lerp(under.expand_as(cells), cells, opacity)
+        labels = [[f"{name}  {share:.1%}" for (name, _), share in zip(chosen, row, strict=True)] for row in shares.tolist()]
+        picture = torch.stack([labelled_grid(*row) for row in zip(cells, labels, strict=True)])
+        return io.NodeOutput(picture, resize(heat, size).flatten(0, 1), ui=ui.PreviewImage(picture))
+
+
+def check(model, samples: torch.Tensor, layers: HookedLayers, image: torch.Tensor | None) -> None:
+    check_latent("AttentionMapPreview", samples)
+    if not layers.cross_attention:
+        raise ValueError(
+            f"AttentionMapPreview: no cross-attention layer of {type(model.model).__name__} is read; choose layers in Attention "
+            "Hooked U-Net, or use an SD1.x, SD2.x or SDXL model"
+        )
+    if image is None:
+        return
+    (count, height, width), (rows, columns) = image.shape[:3], samples.shape[-2:]
+    if count not in (1, len(samples)) or not 0.9 < (width * rows) / (height * columns) < 1.1:
+        raise ValueError(
+            f"AttentionMapPreview: the image is {count} of {width}x{height}, the latent {len(samples)} of {columns}x{rows}; "
+            "connect the image that the latent was encoded from"
+        )
+
+
+def words_to_show(words: str, prompt: str, said: list[Token], clip) -> list[tuple[str, list[int]]]:
+    """Each word or phrase with the positions of its tokens."""
+    phrases = list(filter(None, (" ".join(phrase.split()) for phrase in re.split(r"[,\n]", words))))
+    if phrases and not said:
+        raise ValueError(
+            f'AttentionMapPreview: "{", ".join(phrases)}" cannot be found in the conditioning, which holds no words; '
+            "connect the CLIP and write the prompt, or give numbers in tokens"
+        )
+    found = [(phrase, positions_of([token.text for token in prompt_tokens(clip, phrase)], said)) for phrase in phrases]
+    missing = [f'"{phrase}"' for phrase, positions in found if not positions]
+    if missing:
+        raise ValueError(
+            f"AttentionMapPreview: the prompt does not contain {', '.join(missing)}; choose from its words: "
+            f"{', '.join(dict.fromkeys(spelled(token.text for token in said).split()))}"
+        )
+    return found
+
+
+def tokens_to_show(tokens: str, said: list[Token]) -> list[tuple[str, list[int]]]:
+    """Each token by its number, and by its text if that is known."""
+    numbers = tokens.replace(",", " ").split()
+    if not all(number.isdecimal() for number in numbers):
+        raise ValueError(f'AttentionMapPreview: tokens is "{tokens}"; it needs whole numbers from 0, such as "2, 5"')
+    texts = {token.position: spelled([token.text]) for token in said}
+    return [(f"{number} {texts.get(int(number), '')}".strip(), [int(number)]) for number in numbers]
+
+
+def every_token(said: list[Token], count: int) -> list[tuple[str, list[int]]]:
+    """All tokens of the text, or if that is not known all of the conditioning with its padding."""
+    return tokens_to_show(" ".join(str(token.position) for token in said) or " ".join(map(str, range(count))), said)
+
+
+def check_positions(positions: list[int], said: list[Token], count: int) -> None:
+    last = max([*positions, *(token.position for token in said)])
+    if last >= count:
+        raise ValueError(
+            f"AttentionMapPreview: there is no token {last}, the conditioning has 0 to {count - 1}; give smaller numbers in "
+            "tokens, and as prompt the text of the conditioning"
+        )
