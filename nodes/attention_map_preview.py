@@ -31,7 +31,7 @@ class AttentionMapPreview(io.ComfyNode):
                 io.Latent.Input("image_latent", tooltip="The encoded image."),
                 io.Conditioning.Input("conditioning", tooltip="The prompt to look at."),
                 io.String.Input(
-                    "prompt", default="", multiline=True,
+                    "prompt", default="",
                     tooltip="The words of the conditioning. Needed, with the CLIP, to know which token is which word.",
                 ),
                 io.String.Input(

@@ -23,7 +23,7 @@ def to_picture(image: Image.Image) -> Tensor:
 
 GRID, CELL = 2048, 512
 """Largest width of a grid and of a picture in it, in pixels."""
-GAP, LABEL = 6, 24
+GAP = 6
 
 
 def grid_columns(count: int) -> int:
@@ -40,14 +40,16 @@ def labelled_grid(pictures: Tensor, labels: Sequence[str]) -> Tensor:
     """`pictures` (N, H, W, 3) in rows, a label under each, as one picture (H', W', 3)."""
     count, height, width, _ = pictures.shape
     columns = grid_columns(count)
-    across, down = width + GAP, height + LABEL + GAP
+    font = ImageFont.load_default(max(16, width // 18))
+    label_height = int(1.5 * font.size)
+    across, down = width + GAP, height + label_height + GAP
     sheet = Image.new("RGB", (columns * across + GAP, math.ceil(count / columns) * down + GAP), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    draw = ImageDraw.Draw(sheet)
     values = pictures.clamp(0, 1).mul(255).round().byte().cpu().numpy()
     for number, (picture, label) in enumerate(zip(values, labels, strict=True)):
         left, top = GAP + number % columns * across, GAP + number // columns * down
         sheet.paste(Image.fromarray(picture), (left, top))
-        draw.text((left + width // 2, top + height + LABEL // 2), fitted(label, font, width), INK, font, anchor="mm")
+        draw.text((left + width // 2, top + height + label_height // 2), fitted(label, font, width), INK, font, anchor="mm")
     return to_picture(sheet)
 
 
