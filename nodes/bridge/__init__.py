@@ -4,7 +4,7 @@ autograd      gradients through the host's models, whatever their weights are
 attention     the hooked layers of a U-Net and what they show during a pass
 inversion     the core's DDIM inversion as a host sampler
 guider        the core's guided step as a host guider
-attention_maps  cross-attention maps of a noised image
+word_maps     cross-attention maps of a noised image
 masks         noise predictions of several prompts
 conditioning  sentences through the host's CLIP, edit directions on its CONDITIONING
 captioner     a captioner under the host's memory management
