@@ -1,4 +1,6 @@
 import re
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from comfy_api.latest import io, ui
@@ -75,24 +77,37 @@ class AttentionMapPreview(io.ComfyNode):
         layers = hooked_layers(model) or all_cross_attention(model.get_model_object("diffusion_model"))
         check(model, samples, layers, image)
         said = prompt_tokens(clip, prompt) if clip is not None and prompt.strip() else []
-        chosen = [*words_to_show(words, prompt, said, clip), *tokens_to_show(tokens, said)]
+        chosen = [*find_words(words, said, clip), *name_tokens(parse_numbers(tokens), said)]
         try:
             maps = attention_maps(model, samples, conditioning, layers, strength, seed)
         except ValueError as error:
             raise ValueError(f"AttentionMapPreview: {error}") from error
-        chosen = chosen or every_token(said, maps.shape[1])
-        check_positions([position for _, positions in chosen for position in positions], said, maps.shape[1])
+        count = maps.shape[1]
+        chosen = chosen or name_tokens([token.position for token in said] or range(count), said)
+        check_positions(chosen, said, count)
 
-        heat, shares = heat_of_words(maps, [positions for _, positions in chosen])
+        heat, shares = heat_of_words(maps, [word.positions for word in chosen])
         heat = normalize(heat)
         size = [side * pixels_per_position(model) for side in samples.shape[-2:]] if image is None else image.shape[1:3]
-        cells = colours(resize(heat, cell_size(*size, len(chosen))))
-        if image is not None:
-            under = resize(image.float().movedim(-1, 1), cells.shape[2:4]).movedim(1, -1).unsqueeze(1).to(cells)
-            cells = torch.lerp(under.expand_as(cells), cells, opacity)
-        labels = [[f"{name}  {share:.1%}" for (name, _), share in zip(chosen, row, strict=True)] for row in shares.tolist()]
+        cells = lay_over(image, resize(heat, cell_size(*size, len(chosen))), opacity)
+        labels = [[f"{word.name}  {share:.1%}" for word, share in zip(chosen, row, strict=True)] for row in shares.tolist()]
         picture = torch.stack([labelled_grid(*row) for row in zip(cells, labels, strict=True)])
         return io.NodeOutput(picture, resize(heat, size).flatten(0, 1), ui=ui.PreviewImage(picture))
+
+
+class Word(NamedTuple):
+    """What one map is of: its name, and the positions of its tokens in the conditioning."""
+
+    name: str
+    positions: list[int]
+
+
+def lay_over(image: torch.Tensor | None, heat: torch.Tensor, opacity: float) -> torch.Tensor:
+    """Heat (B, N, H, W) as colours over an image of each sample, or alone: (B, N, H, W, 3)."""
+    if image is None:
+        return colours(heat)
+    under = resize(image[..., :3].float().movedim(-1, 1), heat.shape[-2:]).movedim(1, -1).unsqueeze(1).to(heat)
+    return torch.lerp(under, colours(heat), opacity)
 
 
 def check(model, samples: torch.Tensor, layers: HookedLayers, image: torch.Tensor | None) -> None:
@@ -112,16 +127,16 @@ def check(model, samples: torch.Tensor, layers: HookedLayers, image: torch.Tenso
         )
 
 
-def words_to_show(words: str, prompt: str, said: list[Token], clip) -> list[tuple[str, list[int]]]:
-    """Each word or phrase with the positions of its tokens."""
+def find_words(words: str, said: list[Token], clip) -> list[Word]:
+    """The words and phrases of a comma-separated list in the tokens of the prompt."""
     phrases = list(filter(None, (" ".join(phrase.split()) for phrase in re.split(r"[,\n]", words))))
     if phrases and not said:
         raise ValueError(
             f'AttentionMapPreview: "{", ".join(phrases)}" cannot be found in the conditioning, which holds no words; '
             "connect the CLIP and write the prompt, or give numbers in tokens"
         )
-    found = [(phrase, positions_of([token.text for token in prompt_tokens(clip, phrase)], said)) for phrase in phrases]
-    missing = [f'"{phrase}"' for phrase, positions in found if not positions]
+    found = [Word(phrase, positions_of([token.text for token in prompt_tokens(clip, phrase)], said)) for phrase in phrases]
+    missing = [f'"{word.name}"' for word in found if not word.positions]
     if missing:
         raise ValueError(
             f"AttentionMapPreview: the prompt does not contain {', '.join(missing)}; choose from its words: "
@@ -130,22 +145,21 @@ def words_to_show(words: str, prompt: str, said: list[Token], clip) -> list[tupl
     return found
 
 
-def tokens_to_show(tokens: str, said: list[Token]) -> list[tuple[str, list[int]]]:
-    """Each token by its number, and by its text if that is known."""
+def parse_numbers(tokens: str) -> list[int]:
     numbers = tokens.replace(",", " ").split()
     if not all(number.isdecimal() for number in numbers):
         raise ValueError(f'AttentionMapPreview: tokens is "{tokens}"; it needs whole numbers from 0, such as "2, 5"')
+    return [int(number) for number in numbers]
+
+
+def name_tokens(positions: Iterable[int], said: list[Token]) -> list[Word]:
+    """Each token by its number, and by its text if that is known."""
     texts = {token.position: spelled([token.text]) for token in said}
-    return [(f"{number} {texts.get(int(number), '')}".strip(), [int(number)]) for number in numbers]
+    return [Word(f"{position} {texts.get(position, '')}".strip(), [position]) for position in positions]
 
 
-def every_token(said: list[Token], count: int) -> list[tuple[str, list[int]]]:
-    """All tokens of the text, or if that is not known all of the conditioning with its padding."""
-    return tokens_to_show(" ".join(str(token.position) for token in said) or " ".join(map(str, range(count))), said)
-
-
-def check_positions(positions: list[int], said: list[Token], count: int) -> None:
-    last = max([*positions, *(token.position for token in said)])
+def check_positions(chosen: list[Word], said: list[Token], count: int) -> None:
+    last = max([*(position for word in chosen for position in word.positions), *(token.position for token in said)])
     if last >= count:
         raise ValueError(
             f"AttentionMapPreview: there is no token {last}, the conditioning has 0 to {count - 1}; give smaller numbers in "

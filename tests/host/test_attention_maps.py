@@ -204,6 +204,8 @@ def test_opacity_lays_the_colours_over_the_image(preview, model):
     assert relative_error(first[inside][0, 2::4, 2::4], image[0]) < 0.15 < relative_error(full[inside][0, 2::4, 2::4], image[0])
     torch.testing.assert_close(half[inside], (first[inside] + full[inside]) / 2, atol=0.006, rtol=0)
     assert full.equal(preview(model, settings={"tokens": "5", "opacity": 0.0}).captured["picture"])  # without an image
+    image = torch.cat([image, torch.ones(1, 128, 96, 1)], -1)
+    assert shown(0.5).equal(half)  # a fourth channel is no colour
 
 
 def conditioned(start, end):
