@@ -6,6 +6,7 @@ of its cross-attention maps from those of the source, and the PatchNCE loss betw
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +51,24 @@ class GuidanceWeights:
         return self.relative and self.lambda_cut != 0
 
 
+class GuidedStep(NamedTuple):
+    """What the guidance saw and did at one noise level, as means over the batch."""
+
+    sigma: float
+    xa: float
+    cut: float
+    """L_xa and L_cut before the move; 0 for one whose weight is 0."""
+    weighted_xa: float
+    weighted_cut: float
+    """Both times their factors: what is descended is the sum."""
+    move: float
+    """Length of the move as a share of the latent's."""
+
+    @property
+    def loss(self) -> float:
+        return self.weighted_xa + self.weighted_cut
+
+
 def cross_attention_loss(maps: Sequence[tuple[Tensor, Tensor]], free: Tensor | None = None) -> Tensor:
     """L_xa of pix2pix-zero (eq. 5): sum over layers, mean over heads, sum over pixels and tokens of (M - M_ref)^2.
 
@@ -70,7 +89,7 @@ class Guidance:
 
     With relative weights the scale of the contrastive loss is measured at the first guided step, where both gradients are taken
     apart, and then held: one objective for the whole run at the price of one backward pass (ours). `free` (B, H, W) is a mask of
-    what neither loss looks at: contrast outside, freedom inside (ours).
+    what neither loss looks at: contrast outside, freedom inside (ours). `history` has one entry a step.
     """
 
     def __init__(self, weights: GuidanceWeights, generator: torch.Generator, free: Tensor | None = None):
@@ -80,6 +99,7 @@ class Guidance:
         self.generator = generator
         self.free = free if free is not None and free.any() else None
         self.cut_weight: Tensor | float | None = None if weights.measures_scale else weights.lambda_cut
+        self.history: list[GuidedStep] = []
 
     def losses(self, edited: Observation, reference: Observation) -> tuple[Tensor | float, Tensor | float]:
         """(L_xa, L_cut), each (B,), or 0 where the weight is 0."""
@@ -106,11 +126,22 @@ class Guidance:
         if self.cut_weight is None:
             (xa_gradient,) = torch.autograd.grad(xa.sum(), x, retain_graph=True)
             (cut_gradient,) = torch.autograd.grad(cut.sum(), x)
-            ratio = xa_gradient.flatten(1).norm(dim=1) / cut_gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
+            ratio = lengths(xa_gradient) / lengths(cut_gradient).clamp_min(1e-12)
             self.cut_weight = w.lambda_cut * w.lambda_xa * ratio
             gradient = w.lambda_xa * xa_gradient + self.cut_weight.view(-1, 1, 1, 1) * cut_gradient
         else:
             (gradient,) = torch.autograd.grad((w.lambda_xa * xa + self.cut_weight * cut).sum(), x)
         if not torch.isfinite(gradient).all():
             raise ValueError(f"the guidance gradient is not finite at sigma {float(sigma):.4g}; load the model in float32")
-        return -vp_gradient_scale(sigma) * gradient
+        move = -vp_gradient_scale(sigma) * gradient
+        self.history.append(self.step(sigma, xa, cut, lengths(move) / lengths(x.detach())))
+        return move
+
+    def step(self, sigma: Tensor, xa: Tensor | float, cut: Tensor | float, move: Tensor) -> GuidedStep:
+        values = sigma, xa, cut, self.weights.lambda_xa * xa, self.cut_weight * cut, move
+        return GuidedStep(*(float(torch.as_tensor(value).detach().mean()) for value in values))
+
+
+def lengths(batch: Tensor) -> Tensor:
+    """Euclidean length of each sample (B,)."""
+    return batch.flatten(1).norm(dim=1)

@@ -4,6 +4,7 @@ autograd      gradients through the host's models, whatever their weights are
 attention     the hooked layers of a U-Net and what they show during a pass
 inversion     the core's DDIM inversion as a host sampler
 guider        the core's guided step as a host guider
+word_maps     cross-attention maps of a noised image
 masks         noise predictions of several prompts
 finetune      low-rank adapters trained through the host's model
 conditioning  sentences through the host's CLIP, edit directions on its CONDITIONING

@@ -62,6 +62,11 @@ def decoder_self_attention(unet: nn.Module) -> HookedLayers:
     return HookedLayers(frozenset(layer for layer in transformer_layers(unet) if layer.block == "output"), frozenset())
 
 
+def all_cross_attention(unet: nn.Module) -> HookedLayers:
+    """The layers that pix2pix-zero reads."""
+    return HookedLayers(frozenset(), frozenset(transformer_layers(unet)))
+
+
 def hook_layers(model: ModelPatcher, layers: HookedLayers) -> ModelPatcher:
     """A clone of `model` that carries the choice of layers."""
     hooked = model.clone()

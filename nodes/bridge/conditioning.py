@@ -1,10 +1,15 @@
 """Text through the host's CLIP, and edit directions on the host's CONDITIONING."""
 
+from collections.abc import Iterable
+
 import comfy.model_management
 import comfy.utils
 from torch import Tensor
 
+from ...zerocon_core.attention_maps import Token
 from ...zerocon_core.directions import EditDirection, shift_tokens
+
+EMBEDDING = "embedding</w>"
 
 
 class SentenceEncoder:
@@ -34,10 +39,31 @@ class SentenceEncoder:
         return embedding, pooled
 
     def text(self, name: str, windows: list) -> str:
-        tokenizer = getattr(self.clip.tokenizer, f"clip_{name}", None) or getattr(self.clip.tokenizer, name)
-        special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
-        pieces = [tokenizer.inv_vocab[t[0]] for window in windows for t in window if t[0] not in special]
-        return "".join(pieces).replace("</w>", " ").strip()
+        return spelled(token.text for token in text_tokens(self.clip, name, windows))
+
+
+def text_tokens(clip, name: str, windows: list) -> list[Token]:
+    """The tokens in `windows` of the text encoder `name` that stand for text: no start, end or padding."""
+    tokenizer = getattr(clip.tokenizer, f"clip_{name}", None) or getattr(clip.tokenizer, name)
+    special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
+    tokens = [token for window in windows for token, *_ in window]
+    return [
+        # What is no number is an embedding of the user's, which has no text.
+        Token(position, EMBEDDING if isinstance(token, Tensor) else tokenizer.inv_vocab[token])
+        for position, token in enumerate(tokens)
+        if isinstance(token, Tensor) or token not in special
+    ]
+
+
+def prompt_tokens(clip, prompt: str) -> list[Token]:
+    """The tokens of a prompt of any length, with their places in the CONDITIONING that the host makes of it."""
+    name, windows = next(iter(clip.tokenize(prompt).items()))  # several text encoders stand side by side, not in a row
+    return text_tokens(clip, name, windows)
+
+
+def spelled(pieces: Iterable[str]) -> str:
+    """Texts of tokens as one text."""
+    return "".join(pieces).replace("</w>", " ").strip()
 
 
 def encode_caption(clip, caption: str) -> list:

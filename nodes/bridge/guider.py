@@ -1,5 +1,7 @@
 """The core's guided step as a host guider: the stock SamplerCustomAdvanced drives it."""
 
+import hashlib
+
 import comfy.k_diffusion.sampling
 import comfy.samplers
 import comfy.utils
@@ -8,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...zerocon_core.diffusion import before_euler_step, leading_to
-from ...zerocon_core.guidance import Guidance, GuidanceWeights
+from ...zerocon_core.guidance import Guidance, GuidanceWeights, GuidedStep
 from ...zerocon_core.inversion import Trajectory, closest_level
 from ...zerocon_core.masks import coverage
 from .attention import HookedLayers, hooked_layers, observe
@@ -23,6 +25,9 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
 
     The guidance does not look inside `mask` (B, H, W). With `restores`, every step also puts the latent of the inversion back
     outside it, which is DiffEdit's decoding.
+
+    `last_run` is what the guidance did in the last finished run: a few numbers a step, and a fingerprint of the result to
+    recognise it by.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         self.seed = seed
         self.mask = mask
         self.restores = restores
+        self.last_run: tuple[str, list[GuidedStep]] | None = None
         hooked = hooked_layers(model) or HookedLayers(frozenset(), frozenset())
         self.layers = HookedLayers(
             self_attention=hooked.self_attention if weights.lambda_cut else frozenset(),
@@ -94,10 +100,13 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         self.free = None if self.mask is None else mask_of_latent(self.mask, latent_image).to(self.model_patcher.load_device)
         self.guidance = Guidance(self.weights, torch.Generator().manual_seed(self.seed), self.free)
         self.sigmas = sigmas
+        self.last_run = None
         if self.guides:  # on the options of this run alone: the host copied them for it
             reserve_for_backward(self.model_options)
         try:
-            return super().outer_sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            result = super().outer_sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            self.last_run = fingerprint(result), self.guidance.history
+            return result
         finally:
             del self.guidance, self.sigmas, self.free
 
@@ -144,6 +153,19 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
                 timestep[0].clone(),
                 reference,
             )
+
+    def history(self, result: Tensor) -> list[GuidedStep]:
+        """What the guidance did in the run that ended at `result`. Raises ValueError if that was not the last one."""
+        if self.last_run is None or self.last_run[0] != fingerprint(result):
+            raise ValueError(
+                "the latent is not the last one that was sampled with this guider; connect the output of its sampler, and give "
+                "every sampler a guider of its own"
+            )
+        return self.last_run[1]
+
+
+def fingerprint(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()
 
 
 def mask_of_latent(mask: Tensor, latent: Tensor) -> Tensor:

@@ -219,3 +219,32 @@ def test_without_weights_nothing_moves():
 def test_a_share_of_nothing_is_refused():
     with pytest.raises(ValueError, match="lambda_xa is 0"):
         Guidance(GuidanceWeights(0.0, 1.0, relative=True), generator())
+
+
+@pytest.mark.parametrize("weights", [ABSOLUTE, RELATIVE], ids=["absolute", "relative"])
+def test_history_holds_losses_weights_and_moves(weights):
+    """Against the papers' loops, sample by sample; the relative weight is held from the first step on."""
+    guidance = Guidance(weights, generator())
+    xa, cut = gradients(X)
+    factor = 0.6 * 0.3 * length(xa) / length(cut) if weights.relative else torch.full((2,), 0.02)
+    moves = [guidance.shift(observe, x, SIGMA, REFERENCE) for x in (X, LATER)]
+    for x, move, step in zip((X, LATER), moves, guidance.history, strict=True):
+        xa, cut = torch.tensor([sample_losses(x, index) for index in range(2)]).unbind(1)
+        expected = (1.7, xa.mean(), cut.mean(), 0.3 * xa.mean(), (factor * cut).mean(), (length(move) / length(x)).mean())
+        assert step == pytest.approx(tuple(map(float, expected)), rel=1e-4)
+        assert step.loss == pytest.approx(float(0.3 * xa.mean() + (factor * cut).mean()), rel=1e-4)
+
+
+def sample_losses(x: Tensor, index: int) -> tuple[float, float]:
+    """L_xa and L_cut of one sample by the papers' loops."""
+    shown, reference = observe(x[index : index + 1]), of_sample(REFERENCE, index)
+    both = lambda kind: [(getattr(shown, kind)[k][0], getattr(reference, kind)[k][0]) for k in getattr(shown, kind)]
+    cross = [tuple(map.flatten(1, 2) for map in pair) for pair in both("cross_attention")]
+    return papers.attention_distance(cross), papers.contrastive_loss(both("self_attention"), (1, 2), 0.07, "cds")
+
+
+def test_history_of_one_loss_alone():
+    guidance = Guidance(GuidanceWeights(0.3, 0.0), generator())
+    guidance.shift(observe, X, SIGMA, REFERENCE)
+    [step] = guidance.history
+    assert step.cut == step.weighted_cut == 0 and step.xa > 0

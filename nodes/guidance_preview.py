@@ -1,0 +1,62 @@
+from comfy_api.latest import io, ui
+
+from ..zerocon_core.drawing import Panel, plot
+from ..zerocon_core.guidance import GuidedStep
+from .bridge.guider import ZeroConGuider
+
+
+class GuidancePreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ZeroConGuidancePreview",
+            display_name="Guidance Preview",
+            category="ZeroCon",
+            description="Shows what PatchNCE Guidance did while it sampled: both losses and the size of its moves, step by step.",
+            is_output_node=True,
+            inputs=[
+                io.Guider.Input("guider", tooltip="The guider of PatchNCE Guidance that the sampler has."),
+                io.Latent.Input(
+                    "sampled", tooltip="The output of that sampler. It is not changed; it makes this node wait for the sampler."
+                ),
+            ],
+            outputs=[
+                io.Custom("LOSS_MAP").Output(
+                    "loss", display_name="loss", tooltip="For Plot Loss Graph: the sum of both weighted losses at each step."
+                ),
+                io.Image.Output(
+                    "curves", display_name="curves",
+                    tooltip="Both losses, both times their weights, and the moves, over the noise levels.",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, guider, sampled) -> io.NodeOutput:
+        if not isinstance(guider, ZeroConGuider):
+            raise ValueError(f"GuidancePreview: this is a {type(guider).__name__}; it needs the guider of PatchNCE Guidance")
+        try:
+            steps = guider.history(sampled["samples"])
+        except ValueError as error:
+            raise ValueError(f"GuidancePreview: {error}") from error
+        if not steps:
+            raise ValueError(
+                "GuidancePreview: no step was guided; raise lambda_xa or lambda_cut, or widen start_percent and end_percent, in "
+                "PatchNCE Guidance"
+            )
+        curves = plot(panels(steps), [f"{step.sigma:.3g}" for step in steps], "sigma").unsqueeze(0)
+        return io.NodeOutput({"loss": [step.loss for step in steps]}, curves, ui=ui.PreviewImage(curves))
+
+
+def panels(steps: list[GuidedStep]) -> list[Panel]:
+    weighted = {
+        "cross-attention": [step.weighted_xa for step in steps],
+        "contrastive": [step.weighted_cut for step in steps],
+        "sum": [step.loss for step in steps],
+    }
+    return [
+        Panel("Cross-attention loss L_xa", {"L_xa": [step.xa for step in steps]}),
+        Panel("Contrastive loss L_cut", {"L_cut": [step.cut for step in steps]}),
+        Panel("Weighted losses", weighted),
+        Panel("Length of the move, % of the latent", {"move": [100 * step.move for step in steps]}),
+    ]
