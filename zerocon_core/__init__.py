@@ -11,6 +11,8 @@ diffusers U-Net or on a closed form. One module a subject:
     cds            delta and contrastive denoising score
     prompts        target prompts that change one word of a caption, with english, wordnet and fillmask for its words
     masks          where an edit belongs: differences between prompts
+    finetune       contrastive fine-tuning of low-rank adapters with augmented prompts
+    attention_maps heat maps of where the model sees each word, with drawing for grids and curves
     metrics        what the papers report of an edit
     captioning     image captions from a BLIP model
     toyworld       a miniature world with exact ground truth
