@@ -13,7 +13,7 @@ def check_latent(node: str, samples: torch.Tensor) -> None:
 def only(node: str, name: str, values: list):
     """The value of an input that is no list. The host hands lists to all inputs of a node that takes one."""
     if len(values) != 1:
-        raise ValueError(f"{node}: {name} came as a list of {len(values)}; it needs one value, and images as one batch")
+        raise ValueError(f"{node}: {name} came as a list of {len(values)}; it needs one value")
     return values[0]
 
 

@@ -21,6 +21,7 @@ from .bridge.finetune import (
 )
 from .bridge.inversion import is_flow
 from .bridge.status import say
+from .checks import only
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class SoftContrastiveTrain(io.ComfyNode):
 
     @classmethod
     def execute(cls, latents, captions, words, target_prompts=(), **settings) -> io.NodeOutput:
-        settings = SimpleNamespace(**{name: only(name, values) for name, values in settings.items()})
+        settings = SimpleNamespace(**{name: only("SoftContrastiveTrain", name, values) for name, values in settings.items()})
         report = partial(say, cls.hidden.unique_id)
         try:
             return io.NodeOutput(*train_lora(latents, captions, words, target_prompts, settings, report))
@@ -150,13 +151,6 @@ def train_lora(
     history = train(model, training, adapters, report)
     lora = lora_state(adapters)
     return apply_lora(model, lora), lora, {"loss": [step.total for step in history]}
-
-
-def only(name: str, values: list):
-    """The value of an input that is no list. The host hands lists to all inputs of a node that takes one."""
-    if len(values) != 1:
-        raise ValueError(f"SoftContrastiveTrain: {name} came as a list of {len(values)}; it needs one value")
-    return values[0]
 
 
 def check_model(model) -> None:
