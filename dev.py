@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -24,12 +25,18 @@ from tools.comfy_server import PromptError, ServerError, comfy_server, comfyui_v
 
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("ZEROCON_VENV", ROOT / ".venv")).expanduser().absolute()
-VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = "zerocon-stamp"  # in a finished environment: what it was made of
 LOCK = ROOT / "tools" / "requirements-dev.lock"
 BASE = ROOT / ".zerocon"
+CACHE = ROOT / ".cache"
 
 COMFYUI_REPOSITORY = "https://github.com/comfyanonymous/ComfyUI"
 COMFYUI_COMMIT = "783545f689a0af730065994b46b382ae24844c99"  # 0.33.0, what the lock file was made for
+COMFY_CLI = "comfy-cli==1.23.0"  # packs and validates as the registry does
+
+
+def program(environment: Path, name: str) -> Path:
+    return environment / (f"Scripts/{name}.exe" if os.name == "nt" else f"bin/{name}")
 
 
 def say(text: str) -> None:
@@ -43,7 +50,7 @@ def run(*command: object, **options) -> None:
 def ensure_comfyui() -> Path:
     if found := find_comfyui():
         return found
-    target = ROOT / ".cache" / f"ComfyUI-{COMFYUI_COMMIT[:8]}"
+    target = CACHE / f"ComfyUI-{COMFYUI_COMMIT[:8]}"
     if not (target / ".complete").exists():
         say(f"No ComfyUI around this folder or in ~/comfy/ComfyUI: fetching it into {target} (or set COMFYUI_PATH)")
         run("git", "init", "--quiet", target)
@@ -57,40 +64,78 @@ def ensure_environment(comfyui: Path) -> None:
     """A virtual environment with the locked packages, and on top of them what this ComfyUI asks for."""
     host_requirements = comfyui / "requirements.txt"
     wanted = hashlib.sha256(LOCK.read_bytes() + host_requirements.read_bytes()).hexdigest()
-    stamp = VENV / "zerocon-stamp"
-    if VENV_PYTHON.exists() and stamp.exists() and stamp.read_text() == wanted:
+    if is_made(VENV, wanted):
         return
-    if not VENV_PYTHON.exists():
+    python = program(VENV, "python")
+    if not python.exists():
         say(f"Making a virtual environment in {VENV}")
         run(sys.executable, "-m", "venv", VENV)
-    pip = (VENV_PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     say("Installing the locked packages (PyTorch is among them: some GB on Linux, once)")
     run(*pip, "-r", LOCK)
     say(f"Adding what the ComfyUI {comfyui_version(comfyui)} in {comfyui} needs beyond them")
     run(*pip, "-r", host_requirements)
-    stamp.write_text(wanted)
+    (VENV / STAMP).write_text(wanted)
+
+
+def is_made(environment: Path, wanted: str) -> bool:
+    stamp = environment / STAMP
+    return program(environment, "python").exists() and stamp.exists() and stamp.read_text() == wanted
+
+
+def ensure_old_environment(old: Path) -> Path:
+    """The Python of an environment with what an older ComfyUI pins; all else is read from the first environment."""
+    folder = VENV.with_name(f"{VENV.name}-{comfyui_version(old)}")
+    python = program(folder, "python")
+    wanted = hashlib.sha256(LOCK.read_bytes() + (old / "requirements.txt").read_bytes()).hexdigest()
+    if not is_made(folder, wanted):
+        say(f"Making an environment for the ComfyUI {comfyui_version(old)} in {old}")
+        run(sys.executable, "-m", "venv", "--clear", "--without-pip", folder)
+        # A second PyTorch would take some GB. pip sees the shared packages and installs only what differs.
+        packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+        (packages / "shared.pth").write_text(sysconfig.get_path("purelib"))
+        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", old / "requirements.txt")
+        (folder / STAMP).write_text(wanted)
+    return python
+
+
+def ensure_comfy_cli() -> Path:
+    """The registry's tool in an environment of its own: it requires much that the pack and ComfyUI do not."""
+    folder = CACHE / "comfy-cli"
+    if not is_made(folder, COMFY_CLI):
+        say(f"Installing {COMFY_CLI} into {folder}")
+        run(sys.executable, "-m", "venv", "--clear", folder)
+        run(program(folder, "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", COMFY_CLI)
+        (folder / STAMP).write_text(COMFY_CLI)
+    return program(folder, "comfy")
 
 
 def test(comfyui: Path, arguments: list[str]) -> int:
     old = Path(os.environ.get("COMFYUI_OLD_PATH", Path.home() / "comfy" / "ComfyUI-0.3.64"))
-    pytest = [sys.executable, "-m", "pytest", "-q", *arguments]
+    hosts = [(comfyui, sys.executable)]
+    if old.is_dir():
+        hosts.append((old, str(ensure_old_environment(old))))
+    else:
+        say("No ComfyUI 0.3.64 ($COMFYUI_OLD_PATH, ~/comfy/ComfyUI-0.3.64): its tiers are left out")
+    pytest = ["-m", "pytest", "-q", *arguments]
     # A process each: the host tier imports ComfyUI, whose `nodes` and `utils` are not this repository's.
     tiers = [
         ("ruff", [sys.executable, "-m", "ruff", "check", "."], comfyui),
-        ("core", [*pytest, "tests/core"], comfyui),
-        (f"host {comfyui_version(comfyui)}", [*pytest, "tests/host"], comfyui),
+        ("core", [sys.executable, *pytest, "tests/core"], comfyui),
+        *(
+            (f"{tier} {comfyui_version(host)}", [python, *pytest, f"tests/{tier}"], host)
+            for host, python in hosts
+            for tier in ("host", "server", "browser")
+        ),
+        ("package", [sys.executable, *pytest, "tests/package"], comfyui),
     ]
-    if old.is_dir():
-        tiers.append((f"host {comfyui_version(old)}", [*pytest, "tests/host"], old))
-    else:
-        say("No ComfyUI 0.3.64 ($COMFYUI_OLD_PATH, ~/comfy/ComfyUI-0.3.64): its tier is left out")
-    tiers.append((f"server {comfyui_version(comfyui)}", [*pytest, "tests/server"], comfyui))
+    environment = os.environ | {"COMFY_CLI": str(ensure_comfy_cli())}
 
     results = []
     for name, command, host in tiers:
         say(name)
         began = time.monotonic()
-        code = subprocess.call(command, cwd=ROOT, env=os.environ | {"COMFYUI_PATH": str(host)})
+        code = subprocess.call(command, cwd=ROOT, env=environment | {"COMFYUI_PATH": str(host)})
         nothing_selected = code == 5 and arguments  # pytest's code for "no tests ran"
         results.append((name, code == 0 or nothing_selected, time.monotonic() - began))
     say("Summary")
@@ -134,7 +179,7 @@ def main() -> int:
     comfyui = ensure_comfyui()
     ensure_environment(comfyui)
     if Path(sys.prefix).resolve() != VENV.resolve():  # from here on in the environment just made
-        command = [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]]
+        command = [str(program(VENV, "python")), str(Path(__file__).resolve()), *sys.argv[1:]]
         if os.name == "nt":
             return subprocess.call(command)
         os.execv(command[0], command)

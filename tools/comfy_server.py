@@ -59,23 +59,27 @@ def comfyui_version(comfyui: Path) -> str:
     return re.search(r'__version__ = "(.+)"', (comfyui / "comfyui_version.py").read_text())[1]
 
 
-def link_pack(base: Path) -> None:
-    """Make the repository appear as a custom node under `base`: a link, as a copy would go stale."""
+def link_pack(base: Path) -> str:
+    """Make the repository appear as a custom node under `base`: a link, as a copy would go stale. Returns its name there."""
     link = base / "custom_nodes" / PACK_NAME
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.exists():
-        return
+        return link.name
     link.unlink(missing_ok=True)  # dangling: the repository was moved
     if os.name == "nt":  # a junction needs no privilege, a symbolic link does
         subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(ROOT)], check=True, stdout=subprocess.DEVNULL)
     else:
         link.symlink_to(ROOT, target_is_directory=True)
+    return link.name
 
 
 @contextlib.contextmanager
-def comfy_server(comfyui: Path, base: Path, arguments: Sequence[str] = ()) -> Iterator[Client]:
-    """Run the server with its models, input, output and user folders under `base` until the block is left."""
-    link_pack(base)
+def comfy_server(comfyui: Path, base: Path, arguments: Sequence[str] = (), pack: str = "") -> Iterator[Client]:
+    """Run the server with its models, input, output and user folders under `base` until the block is left.
+
+    `pack` is the name of a copy of the pack that lies in `base` already. Without it this repository is linked there.
+    """
+    pack = pack or link_pack(base)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,7 +93,7 @@ def comfy_server(comfyui: Path, base: Path, arguments: Sequence[str] = ()) -> It
         process = subprocess.Popen(command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
         client = Client(port, log_path, process)
-        wait_until_ready(client)
+        wait_until_ready(client, pack)
         yield client
     finally:
         process.terminate()
@@ -106,7 +110,7 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def wait_until_ready(client: Client) -> None:
+def wait_until_ready(client: Client, pack: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         if client.process.poll() is not None:
@@ -117,7 +121,7 @@ def wait_until_ready(client: Client) -> None:
             client.get("/system_stats")
             break
         time.sleep(0.3)
-    if any(LOAD_FAILURE.search(line) and PACK_NAME in line for line in client.log().splitlines()):
+    if any(LOAD_FAILURE.search(line) and pack in line for line in client.log().splitlines()):
         raise ServerError(f"ComfyUI could not load the pack:\n{client.log_tail()}")
 
 

@@ -9,6 +9,7 @@ import inspect
 import os
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -158,8 +159,20 @@ def report_progress(value: int, total: int, preview: Any, node_id: str | None = 
         get_progress_state().update_progress(node_id or context.node_id, value, total, preview)
 
 
+@pytest.fixture
+def import_cost() -> tuple[float, set[str]]:
+    """Seconds of computing that importing the pack took, the host being there, and the packages that it brought along."""
+    return PACK_SECONDS, BROUGHT_ALONG
+
+
+def measured_import() -> tuple[float, set[str]]:
+    before, began = set(sys.modules), time.process_time()
+    import_pack()
+    return time.process_time() - began, {name.split(".")[0] for name in set(sys.modules) - before}
+
+
 import_host()
-import_pack()
+PACK_SECONDS, BROUGHT_ALONG = measured_import()
 sys.path += [str(HERE), str(HERE.parent / "shared")]  # for the tests' own modules, after everything of the host
 
 

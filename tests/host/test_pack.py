@@ -30,6 +30,12 @@ def test_a_failing_graph_says_why(run_graph):
     assert not run.success and "missing" in run.error
 
 
+def test_importing_the_pack_does_not_hold_up_the_start(import_cost):
+    seconds, packages = import_cost
+    assert seconds < 0.5
+    assert packages == {"zerocon_pack"}
+
+
 def test_every_node_id_carries_the_packs_prefix():
     assert PACK and all(name.startswith("ZeroCon") for name in PACK)
 
