@@ -1,0 +1,66 @@
+"""The real page of a running ComfyUI in a headless Chromium: what only the page can tell about a workflow."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+VIRTUAL = {"MarkdownNote", "Note"}  # nodes of the page alone
+BROWSER = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+CHROMIUMS = ("/usr/bin/chromium", "/usr/bin/google-chrome")
+
+LOAD = """async (workflow) => {
+    const missing = workflow.nodes.map(node => node.type).filter(type => !(type in LiteGraph.registered_node_types));
+    if (missing.length) return {missing};
+    await app.loadGraphData(workflow, true, false);
+    return {missing, saved: app.graph.serialize(), prompt: (await app.graphToPrompt()).output};
+}"""
+
+
+class PageError(RuntimeError):
+    """The page does not hold the graph of the file."""
+
+
+def find_chromium() -> str | None:
+    """$CHROMIUM, else where Debian and Google install one."""
+    return next((path for path in (os.environ.get("CHROMIUM"), *CHROMIUMS) if path and Path(path).is_file()), None)
+
+
+@contextlib.contextmanager
+def comfy_page(url: str) -> Iterator[Page]:
+    """The page of the server at `url`, ready to take a workflow."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=BROWSER.split())
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        # A first start would cover the graph with the template browser.
+        page.request.post(f"{url}/api/settings/Comfy.TutorialCompleted", data="true")
+        page.goto(url)
+        page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types.ZeroConDDIMInvert")
+        page.wait_for_timeout(2000)
+        yield page
+        browser.close()
+
+
+def load(page: Page, workflow: dict) -> dict:
+    """Loads a workflow as the page does. Returns its API format, if the page then holds the same graph as the file."""
+    answer = page.evaluate(LOAD, workflow)
+    if answer["missing"]:
+        raise PageError(f"the server does not know {', '.join(answer['missing'])}")
+    saved = {node["id"]: node for node in answer["saved"]["nodes"]}
+    for node in workflow["nodes"]:
+        values, now = node.get("widgets_values") or [], saved[node["id"]].get("widgets_values") or []
+        if values != now:
+            raise PageError(f"{node['type']} has the widget values {values}, the page makes them {now}: save it anew")
+    if links(answer["saved"]) != links(workflow):
+        raise PageError(f"links were lost: {links(workflow) ^ links(answer['saved'])}")
+    expected = {str(node["id"]) for node in workflow["nodes"] if node["type"] not in VIRTUAL}
+    if set(answer["prompt"]) != expected:
+        raise PageError(f"nodes were lost: {expected ^ set(answer['prompt'])}")
+    return answer["prompt"]
+
+
+def links(workflow: dict) -> set[tuple]:
+    return {tuple(link[1:5]) for link in workflow["links"]}
