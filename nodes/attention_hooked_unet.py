@@ -1,6 +1,7 @@
 from comfy_api.latest import io
 
 from .bridge.attention import HookedLayers, hook_layers, transformer_layers
+from .schema import search_aliases
 
 PARTS = {
     "decoder": {"output"},
@@ -18,6 +19,7 @@ class AttentionHookedUNet(io.ComfyNode):
             node_id="ZeroConAttentionHookedUNet",
             display_name="Attention Hooked U-Net",
             category="ZeroCon",
+            **search_aliases("attention hooks", "cross attention", "self attention"),
             description="Chooses the attention layers that ZeroCon's guidance reads. Changes nothing anywhere else.",
             inputs=[
                 io.Model.Input("model", tooltip="A U-Net: SD1.x, SD2.x or SDXL, with any LoRA already applied."),

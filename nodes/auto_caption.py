@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from .bridge.captioner import caption
 from .bridge.files import captioner_names
+from .schema import search_aliases
 
 
 class AutoCaption(io.ComfyNode):
@@ -12,6 +13,7 @@ class AutoCaption(io.ComfyNode):
             node_id="ZeroConAutoCaption",
             display_name="Auto Caption",
             category="ZeroCon",
+            **search_aliases("blip", "image to text", "describe image"),
             description="Describes images in words, one caption an image.",
             is_output_node=True,
             inputs=[

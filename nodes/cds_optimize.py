@@ -9,6 +9,7 @@ from .bridge.attention import HookedLayers, decoder_self_attention, hooked_layer
 from .bridge.cds import CDSGuider, CDSSampler, mask_for, optimize
 from .bridge.inversion import is_flow
 from .checks import check_latent, parse_sizes
+from .schema import search_aliases
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ class CDSOptimize(io.ComfyNode):
             node_id="ZeroConCDSOptimize",
             display_name="CDS Optimize",
             category="ZeroCon",
+            **search_aliases("contrastive denoising score", "delta denoising score", "DDS", "score distillation"),
             description="Edits a latent by Contrastive Denoising Score: moves it along the difference of two prompts while its "
             "patches stay those of the source. No inversion. With w_cut 0 it is Delta Denoising Score.",
             is_input_list=True,

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..zerocon_core.inversion import NoiseRegularization
 from .bridge.inversion import default_sigmas, invert, is_flow
 from .checks import check_latent
+from .schema import search_aliases
 from .types import Trajectory
 
 log = logging.getLogger(__name__)
@@ -18,6 +19,7 @@ class DDIMInvert(io.ComfyNode):
             node_id="ZeroConDDIMInvert",
             display_name="DDIM Invert",
             category="ZeroCon",
+            **search_aliases("inversion", "unsample", "image to noise"),
             description="Finds the noise that the model turns back into the image, and the way there.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to invert with: the one that will edit."),

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..zerocon_core.directions import TEMPLATES, edit_direction, paired_sentences, phrases
 from .bridge.conditioning import SentenceEncoder, encode_caption, shift_conditioning
 from .bridge.files import direction_names, load_direction, save_direction
+from .schema import search_aliases
 from .types import Direction
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,7 @@ class EditDirection(io.ComfyNode):
             node_id="ZeroConEditDirection",
             display_name="Edit Direction",
             category="ZeroCon",
+            **search_aliases("pix2pix-zero", "prompt difference", "translate image"),
             description="Finds the direction of an edit in the text encoder's space from a caption and two phrases.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model that edits."),
@@ -79,6 +81,7 @@ class SaveEditDirection(io.ComfyNode):
             node_id="ZeroConSaveEditDirection",
             display_name="Save Edit Direction",
             category="ZeroCon",
+            **search_aliases("export direction"),
             description="Saves a direction as safetensors, to be used again with Load Edit Direction.",
             is_output_node=True,
             inputs=[
@@ -100,6 +103,7 @@ class LoadEditDirection(io.ComfyNode):
             node_id="ZeroConLoadEditDirection",
             display_name="Load Edit Direction",
             category="ZeroCon",
+            **search_aliases("import direction"),
             description="Loads a direction from models/edit_directions or from output/directions.",
             inputs=[
                 io.Combo.Input("name", options=direction_names(), tooltip="A safetensors file of Save Edit Direction."),

@@ -7,6 +7,7 @@ from ..zerocon_core.masks import edit_mask, heat_map
 from .bridge.masks import pixels_per_position, prompt_differences
 from .bridge.status import say
 from .checks import check_latent, only
+from .schema import search_aliases
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ class EditMask(io.ComfyNode):
             node_id="ZeroConEditMask",
             display_name="Edit Mask",
             category="ZeroCon",
+            **search_aliases("DiffEdit", "automatic mask", "prompt mask"),
             description="Finds the place of an edit: where the model's predictions differ between prompts. With the prompts of "
             "Prompt Augment it is the mask of that paper, with a source and a target prompt it is DiffEdit's.",
             is_input_list=True,  # the prompts of a list are compared with each other in one run

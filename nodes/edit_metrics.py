@@ -5,6 +5,7 @@ from ..zerocon_core.metrics.edits import Edits
 from .bridge.files import LPIPS_TRUNKS, OFF, network_names
 from .bridge.metrics import Networks, fit_mask, measure
 from .bridge.status import say
+from .schema import search_aliases
 
 
 class EditMetrics(io.ComfyNode):
@@ -14,6 +15,7 @@ class EditMetrics(io.ComfyNode):
             node_id="ZeroConEditMetrics",
             display_name="Edit Metrics",
             category="ZeroCon",
+            **search_aliases("PSNR", "SSIM", "LPIPS", "CLIP score", "structure distance", "PIE-Bench"),
             description="Measures edits as the papers do: what was kept of the source, and how well the target text is met.",
             is_output_node=True,
             inputs=[

@@ -5,6 +5,7 @@ from ..zerocon_core.patchnce import PatchNCE
 from .bridge.attention import hooked_layers
 from .bridge.guider import ZeroConGuider
 from .checks import parse_sizes
+from .schema import search_aliases
 from .types import Trajectory
 
 
@@ -15,6 +16,7 @@ class PatchNCEGuidance(io.ComfyNode):
             node_id="ZeroConPatchNCEGuidance",
             display_name="PatchNCE Guidance",
             category="ZeroCon",
+            **search_aliases("pix2pix-zero", "zerocon", "contrastive guidance", "image to image"),
             description="Holds an edit to its source while it is sampled: pix2pix-zero's cross-attention guidance and the "
             "patch-wise contrastive guidance of pix2pix-zeroCon.",
             inputs=[

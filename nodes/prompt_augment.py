@@ -18,6 +18,7 @@ from ..zerocon_core.prompts import (
 from .bridge.conditioning import SentenceEncoder
 from .bridge.files import OFF, fill_mask_names, wordnet_names
 from .bridge.words import expected_words, related_words
+from .schema import search_aliases
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class PromptAugment(io.ComfyNode):
             node_id="ZeroConPromptAugment",
             display_name="Prompt Augment",
             category="ZeroCon",
+            **search_aliases("synonyms", "WordNet", "BERT", "prompt variations"),
             description="Makes several target prompts of a caption by replacing one of its words.",
             is_output_node=True,
             inputs=[

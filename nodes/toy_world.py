@@ -15,6 +15,7 @@ from ..zerocon_core.toyworld.scene import (
     scene_from_seed,
 )
 from .bridge.toyworld import load_toy_world
+from .schema import search_aliases
 
 CATEGORY = "ZeroCon/toy world"
 RANDOM = "random"
@@ -27,6 +28,7 @@ class ToyWorld(io.ComfyNode):
             node_id="ZeroConToyWorld",
             display_name="Toy World",
             category=CATEGORY,
+            **search_aliases("demo model", "test checkpoint"),
             description="A latent diffusion model of a few megabytes that ships with the pack and runs on any machine. It knows "
             "pictures of 64x64 pixels such as \"a red circle on a striped background\", and nothing else.",
             inputs=[],
@@ -45,6 +47,7 @@ class ToyScene(io.ComfyNode):
             node_id="ZeroConToyScene",
             display_name="Toy Scene",
             category=CATEGORY,
+            **search_aliases("demo image", "test image"),
             description="Draws a picture of the toy world, one that its models never saw. The same seed with another colour, "
             "shape or pattern is the true edit of that picture.",
             inputs=[

@@ -1,10 +1,16 @@
 """The pack as the host's registry sees it, and the harness of this tier."""
 
+import json
+from dataclasses import fields
+from pathlib import Path
+
 import nodes
 import pytest
 import torch
+from comfy_api.latest import io
 
 PACK = {name: node for name, node in nodes.NODE_CLASS_MAPPINGS.items() if node.__module__.startswith("zerocon_pack.")}
+LOCALES = sorted((Path(__file__).parents[2] / "locales").glob("*/nodeDefs.json"))
 
 
 def test_a_graph_runs_and_hands_back_its_values(run_graph):
@@ -46,3 +52,29 @@ def test_schema_is_valid_on_this_host(node):
     schema.validate()
     assert schema.category.startswith("ZeroCon") and schema.description
     assert len({output.id for output in schema.outputs}) == len(schema.outputs)
+
+
+def test_search_finds_every_node_by_other_words_where_the_host_has_them():
+    schemas = [node.GET_SCHEMA() for node in PACK.values()]
+    if "search_aliases" in {field.name for field in fields(io.Schema)}:
+        assert all(schema.get_v1_info(None).search_aliases for schema in schemas)
+    else:
+        assert not any(hasattr(schema, "search_aliases") for schema in schemas)
+
+
+def test_the_languages_are_there():
+    assert [path.parent.name for path in LOCALES] == ["ja", "ko", "zh"]
+
+
+@pytest.mark.parametrize("path", LOCALES, ids=lambda path: path.parent.name)
+def test_every_node_and_input_is_translated(path):
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    assert entries.keys() == PACK.keys()
+    for name, entry in entries.items():
+        assert entry["display_name"] and entry["description"]
+        inputs = entry.get("inputs", {})
+        assert inputs.keys() == {i.id for i in PACK[name].GET_SCHEMA().inputs}, name
+        assert all(texts["name"] and texts["tooltip"] for texts in inputs.values())
+        # The page takes braces, @ and | for its own syntax.
+        texts = [entry["display_name"], entry["description"], *(text for both in inputs.values() for text in both.values())]
+        assert not set("{}@|") & set("".join(texts).replace("{'{}'}", "")), name
