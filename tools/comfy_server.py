@@ -146,7 +146,7 @@ class Client:
     def get(self, path: str, **query: str):
         return json.loads(self.get_bytes(path, **query))
 
-    def post(self, path: str, content: dict) -> dict | None:
+    def post(self, path: str, content: dict | str) -> dict | None:
         answer = self._request(path, json.dumps(content).encode(), "application/json")
         return json.loads(answer) if answer else None
 

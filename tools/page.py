@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 VIRTUAL = {"MarkdownNote", "Note"}  # nodes of the page alone
 BROWSER = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
@@ -33,15 +33,19 @@ def comfy_page(url: str) -> Iterator[Page]:
     """The page of the server at `url`, ready to take a workflow."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=BROWSER.split())
-        page = browser.new_page()
-        page.set_default_timeout(120_000)
-        # A first start would cover the graph with the template browser.
-        page.request.post(f"{url}/api/settings/Comfy.TutorialCompleted", data="true")
-        page.goto(url)
-        page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types.ZeroConDDIMInvert")
-        page.wait_for_timeout(2000)
-        yield page
+        yield open_page(browser, url)
         browser.close()
+
+
+def open_page(browser: Browser, url: str) -> Page:
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    # A first start would cover the graph with the template browser.
+    page.request.post(f"{url}/api/settings/Comfy.TutorialCompleted", data="true")
+    page.goto(url)
+    page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types.ZeroConDDIMInvert")
+    page.wait_for_timeout(2000)
+    return page
 
 
 def load(page: Page, workflow: dict) -> dict:

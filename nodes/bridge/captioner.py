@@ -5,8 +5,8 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ...zerocon_core.toyworld.weights import CAPTIONER_FOLDER
-from .files import captioner_folder
+from ...zerocon_core.toyworld import weights
+from .files import TOY_CAPTIONER, captioner_folder
 
 
 def caption(images: Tensor, name: str, prefix: str) -> list[str]:
@@ -15,8 +15,10 @@ def caption(images: Tensor, name: str, prefix: str) -> list[str]:
     from ...zerocon_core.captioning import caption_images, load_captioner
 
     try:
-        model, processor = load_captioner(captioner_folder(name, CAPTIONER_FOLDER))
+        model, processor = load_captioner(captioner_folder(name, weights.CAPTIONER_FOLDER))
     except OSError as error:
+        if name == TOY_CAPTIONER:
+            raise weights.unreadable_captioner(error) from error
         raise OSError(f"AutoCaption: {str(error).removeprefix('AutoCaption: ')}") from error
     patcher = ModelPatcher(
         nn.ModuleDict({"captioner": model}),  # the patcher sets its model's `device`, which transformers' models forbid

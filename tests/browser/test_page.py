@@ -1,15 +1,22 @@
 """The shipped workflows in the page that an artist sees."""
 
+import io
 import json
 import time
+import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from tools.page import VIRTUAL, load
+from tools.page import VIRTUAL, load, open_page
+from zerocon_core.toyworld.classifier import classify
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+BLUEPRINT = ROOT / "subgraphs" / "Translate image (ZeroCon).json"
 TOYS = [path for path in WORKFLOWS if path.stem.endswith("_toy")]
 SECONDS = 300  # for a toy workflow with few steps
 
@@ -18,7 +25,15 @@ SHORTEN = """steps => {
         for (const widget of node.widgets ?? [])
             if (widget.name === "steps") widget.value = Math.min(widget.value, steps);
 }"""
-SHOWS_A_PICTURE = "() => Object.values(app.nodeOutputs).some(output => output.images?.length)"
+SEND = "async workflow => { await app.loadGraphData(workflow, true, false); return (await app.graphToPrompt()).output; }"
+# Title, description and input names of our nodes in the graph, as they are shown.
+NAMES = """() => Object.fromEntries(app.graph.nodes.filter(node => node.type.startsWith("ZeroCon")).map(node => [node.type, [
+    node.constructor.title, node.constructor.nodeData.description,
+    Object.fromEntries(node.inputs.map(input => [input.name, input.localized_name])),
+]]))"""
+SHOWS_A_PICTURE = """() => Object.values(app.nodeOutputs).some(
+    output => output.images?.some(image => image.type !== "input")
+)"""
 name = lambda path: path.stem
 
 
@@ -47,6 +62,72 @@ def test_toy_workflow_runs_from_the_page(client, opened, path):
     assert status["status_str"] == "success", status["messages"]
     opened.page.wait_for_function(SHOWS_A_PICTURE)
     assert opened.errors == []
+
+
+def test_blueprint_is_offered_and_translates(client, opened):
+    """Its one node between the toy world and Save Image."""
+    try:
+        offered = client.get("/global_subgraphs").values()
+    except urllib.error.HTTPError:
+        pytest.skip("this ComfyUI has no subgraph blueprints")
+    assert BLUEPRINT.stem in {entry["name"] for entry in offered}
+    opened.errors.clear()
+    prompt = opened.page.evaluate(SEND, in_the_toy_world(read(BLUEPRINT)))
+    [direction] = [node["inputs"] for node in prompt.values() if node["class_type"] == "ZeroConEditDirection"]
+    assert (direction["edit_from"], direction["edit_to"], direction["strength"]) == ("red", "blue", 1)
+    earlier = set(client.get("/history"))
+    opened.page.evaluate("() => app.queuePrompt(0)")
+    run = finished(client, earlier)
+    assert run["status"]["status_str"] == "success", run["status"]["messages"]
+    [output] = [output for output in run["outputs"].values() if "images" in output]
+    picture = np.asarray(Image.open(io.BytesIO(client.view(output["images"][0]))).convert("RGB"))
+    read_off = classify(torch.from_numpy(picture / 255.0)[None])
+    assert (read_off.colour, read_off.shape) == (["blue"], ["circle"])
+    assert opened.errors == []
+
+
+def test_the_page_speaks_chinese(client, opened):
+    entries = read(ROOT / "locales" / "zh" / "nodeDefs.json")
+    client.post("/settings/Comfy.Locale", "zh")
+    page = open_page(opened.page.context.browser, client.url)
+    try:
+        load(page, read(ROOT / "workflows" / "zerocon_toy.json"))
+        shown = page.evaluate(NAMES)
+    finally:
+        page.close()
+        client.post("/settings/Comfy.Locale", "en")
+    for node, (title, description, inputs) in shown.items():
+        entry = entries[node]
+        assert (title, description) == (entry["display_name"], entry["description"])
+        assert inputs == {name: texts["name"] for name, texts in entry.get("inputs", {}).items()}
+    assert {"ZeroConToyWorld", "ZeroConEditDirection", "ZeroConPatchNCEGuidance"} < shown.keys()
+
+
+def in_the_toy_world(blueprint: dict) -> dict:
+    """A workflow of the blueprint's node, with the toy world's settings, and what it needs around it."""
+    [node], [subgraph] = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
+    node["widgets_values"] = ["red", "blue", 1, "toy world"]
+    for inner in subgraph["nodes"]:
+        values = inner.get("widgets_values")
+        if inner["type"] == "ZeroConEditDirection":
+            values[3] = "a {} circle on a plain background\na {} square on a striped background"
+        elif inner["type"] == "ZeroConDDIMInvert":
+            values[0] = 20
+    around = [
+        {"id": 2, "type": "ZeroConToyWorld", "outputs": ["MODEL", "CLIP", "VAE"]},
+        {"id": 3, "type": "LoadImage", "outputs": ["IMAGE", "MASK"], "widgets_values": ["toy_scene.png", "image"]},
+        {"id": 4, "type": "SaveImage", "outputs": [], "widgets_values": ["blueprint"]},
+    ]
+    for other in around:
+        blueprint["nodes"].append(other | {"outputs": [{"name": kind, "type": kind} for kind in other["outputs"]], "mode": 0})
+    blueprint["nodes"][-1]["inputs"] = [{"name": "images", "type": "IMAGE"}]
+    ends = [(2, 0, 1, 0), (2, 1, 1, 1), (2, 2, 1, 2), (3, 0, 1, 3), (1, 0, 4, 0)]
+    for number, (origin, origin_slot, target, target_slot) in enumerate(ends, 1):
+        nodes = {node["id"]: node for node in blueprint["nodes"]}
+        output, end = nodes[origin]["outputs"][origin_slot], nodes[target]["inputs"][target_slot]
+        end["link"], output["links"] = number, [*(output.get("links") or []), number]
+        blueprint["links"].append([number, origin, origin_slot, target, target_slot, end["type"]])
+    return blueprint | {"last_node_id": 30, "last_link_id": len(ends)}
 
 
 def finished(client, earlier: set[str]) -> dict:

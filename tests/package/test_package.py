@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tools.comfy_server import PromptError
+
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 SHIPPED = ("nodes", "zerocon_core", "web", "locales", "subgraphs", "workflows")
@@ -98,7 +100,9 @@ def test_templates_and_help_pages_are_served(client, installed):
         assert client.get_bytes(f"/extensions/{installed.name}/docs/{node}.md").startswith(b"#")
 
 
-def test_the_toy_workflow_runs(client, installed):
+@pytest.fixture
+def toy_graph(client, installed) -> dict:
+    """The toy workflow of the archive with few steps."""
     graph = json.loads((installed / "workflows" / "api" / "zerocon_toy.json").read_text(encoding="utf-8"))
     picture = client.upload(installed / "assets" / "toy_scene.png")
     for node in graph.values():
@@ -106,6 +110,22 @@ def test_the_toy_workflow_runs(client, installed):
             node["inputs"]["image"] = picture
         elif node["class_type"] == "ZeroConDDIMInvert":
             node["inputs"]["steps"] = 8
-    outputs = client.run(graph)
-    saved = [node for node, content in graph.items() if content["class_type"] == "SaveImage"]
+    return graph
+
+
+@pytest.mark.parametrize("file", ["unet.safetensors", "captioner/config.json", "captioner/model.safetensors"])
+def test_a_missing_toy_file_is_named_with_its_remedy(client, installed, toy_graph, file):
+    path = installed / "zerocon_core" / "toyworld" / "weights" / file
+    aside = path.rename(path.with_suffix(".aside"))
+    said = rf"{path.name}[^\n]*: restore it with `git checkout [^\n]* or install the pack again"
+    try:
+        with pytest.raises(PromptError, match=said):
+            client.run(toy_graph)
+    finally:
+        aside.rename(path)
+
+
+def test_the_toy_workflow_runs(client, toy_graph):
+    outputs = client.run(toy_graph)
+    saved = [node for node, content in toy_graph.items() if content["class_type"] == "SaveImage"]
     assert saved and all(client.view(outputs[node]["images"][0]).startswith(b"\x89PNG") for node in saved)

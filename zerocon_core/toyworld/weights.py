@@ -31,8 +31,15 @@ def damaged(name: str) -> WeightsError:
     return WeightsError(_restore(FOLDER / f"{name}.safetensors", "damaged"))
 
 
+def unreadable_captioner(error: OSError) -> WeightsError:
+    """The error for a captioner whose folder could not be read because of `error`."""
+    return WeightsError(f"The toy world's captioner cannot be used ({error}): {_REMEDY}")
+
+
+_REMEDY = (
+    "restore it with `git checkout -- zerocon_core/toyworld/weights` in the node pack's folder, or install the pack again."
+)
+
+
 def _restore(path: Path, state: str) -> str:
-    return (
-        f"The toy world's file {path} is {state}: restore it with `git checkout -- zerocon_core/toyworld/weights` "
-        "in the node pack's folder, or install the pack again."
-    )
+    return f"The toy world's file {path} is {state}: {_REMEDY}"
