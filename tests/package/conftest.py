@@ -51,5 +51,6 @@ def installed(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def client(installed: Path) -> Iterator[Client]:
-    with comfy_server(find_comfyui(), installed.parents[1], pack=installed.name) as client:
+    # Without a cache each run reads the pack's files again.
+    with comfy_server(find_comfyui(), installed.parents[1], ["--cache-none"], installed.name) as client:
         yield client
