@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tools.comfy_server import comfyui_version, find_comfyui
 from tools.page import VIRTUAL, load, open_page
 from zerocon_core.toyworld.classifier import classify
 
@@ -47,8 +48,19 @@ def test_workflow_loads_and_sends_what_its_api_twin_says(opened, path):
     workflow = read(path)
     prompt = load(opened.page, workflow)  # no node type, widget value or link lost
     assert len(prompt) == sum(node["type"] not in VIRTUAL for node in workflow["nodes"])
-    assert prompt == read(ROOT / "workflows" / "api" / path.name)
+    twin = read(ROOT / "workflows" / "api" / path.name)
+    if comfyui_version(find_comfyui()) == "0.3.64":  # stock nodes have other titles there, and widgets that say nothing
+        prompt, twin = as_in(twin, prompt), as_in(twin, twin)
+    assert prompt == twin
     assert opened.errors == []
+
+
+def as_in(twin: dict, prompt: dict) -> dict:
+    """The nodes of `prompt` with the inputs that they have in `twin`."""
+    return {
+        number: (node["class_type"], {key: node["inputs"][key] for key in twin[number]["inputs"]})
+        for number, node in prompt.items()
+    }
 
 
 @pytest.mark.parametrize("path", TOYS, ids=name)
