@@ -12,6 +12,7 @@ from .bridge.conditioning import prompt_tokens, spelled
 from .bridge.masks import pixels_per_position
 from .bridge.word_maps import attention_maps
 from .checks import check_latent
+from .schema import search_aliases
 
 
 class AttentionMapPreview(io.ComfyNode):
@@ -21,6 +22,7 @@ class AttentionMapPreview(io.ComfyNode):
             node_id="ZeroConAttentionMapPreview",
             display_name="Attention Map Preview",
             category="ZeroCon",
+            **search_aliases("cross attention map", "DAAM", "word heat map"),
             description="Shows where in an image the model sees each word of a prompt: the cross-attention maps that PatchNCE "
             "Guidance holds to the source.",
             is_output_node=True,

@@ -3,6 +3,7 @@ from comfy_api.latest import io, ui
 from ..zerocon_core.drawing import Panel, plot
 from ..zerocon_core.guidance import GuidedStep
 from .bridge.guider import ZeroConGuider
+from .schema import search_aliases
 
 
 class GuidancePreview(io.ComfyNode):
@@ -12,6 +13,7 @@ class GuidancePreview(io.ComfyNode):
             node_id="ZeroConGuidancePreview",
             display_name="Guidance Preview",
             category="ZeroCon",
+            **search_aliases("loss curve", "guidance loss"),
             description="Shows what PatchNCE Guidance did while it sampled: both losses and the size of its moves, step by step.",
             is_output_node=True,
             inputs=[

@@ -22,6 +22,7 @@ from .bridge.finetune import (
 from .bridge.inversion import is_flow
 from .bridge.status import say
 from .checks import only
+from .schema import search_aliases
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class SoftContrastiveTrain(io.ComfyNode):
             node_id="ZeroConSoftContrastiveTrain",
             display_name="Soft Contrastive Train",
             category="ZeroCon",
+            **search_aliases("train LoRA", "contrastive learning", "Soft-CL"),
             description="Trains a LoRA on captioned images so that changing one word changes what that word is about and leaves "
             "the rest of the image alone.",
             is_input_list=True,

@@ -78,6 +78,7 @@ class ToyTrainingSet(io.ComfyNode):
             node_id="ZeroConToyTrainingSet",
             display_name="Toy Training Set",
             category=CATEGORY,
+            **search_aliases("demo data set"),
             description="Draws pictures of the toy world to train on, with their captions. None of them is one of Toy Scene.",
             inputs=[
                 io.Int.Input("first", default=0, min=0, max=999_999, tooltip="The number of the first scene."),
