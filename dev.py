@@ -6,7 +6,7 @@
     python dev.py piebench [...]  run and measure the methods on PIE-Bench; --help lists the arguments
 
 Needs Python 3.10 or newer and, where no ComfyUI is found, git. Environment variables, all optional:
-ZEROCON_VENV (default .venv), COMFYUI_PATH, COMFYUI_OLD_PATH (a 0.3.64 to test against as well).
+ZEROCON_VENV (default .venv), COMFYUI_PATH, COMFYUI_OLD_PATH (a 0.3.64 to test against as well), CHROMIUM (to test the page in).
 """
 
 from __future__ import annotations
