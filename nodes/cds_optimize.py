@@ -8,7 +8,8 @@ from ..zerocon_core.patchnce import PatchNCE
 from .bridge.attention import HookedLayers, decoder_self_attention, hooked_layers
 from .bridge.cds import CDSGuider, CDSSampler, mask_for, optimize
 from .bridge.inversion import is_flow
-from .checks import check_latent, parse_sizes
+from .checks import check_latent
+from .contrast import parse_sizes, patchnce_inputs
 from .schema import search_aliases
 
 log = logging.getLogger(__name__)
@@ -58,22 +59,7 @@ class CDSOptimize(io.ComfyNode):
                     "w_cut", default=3.0, min=0.0, max=1000.0, step=0.1, round=0.0001,
                     tooltip="Weight of staying like the source, patch by patch (CDS: 3). 0 is DDS, and faster.",
                 ),
-                io.Float.Input(
-                    "temperature", default=0.07, min=0.001, max=1.0, step=0.01, round=0.001,
-                    tooltip="Of the contrastive loss (papers: 0.07). Lower looks harder at the most similar patches.",
-                ),
-                io.Int.Input(
-                    "patches", default=256, min=1, max=4096,
-                    tooltip="Random places compared a layer and patch size (papers: 256).",
-                ),
-                io.String.Input(
-                    "patch_sizes", default="1, 2", tooltip="Sides of the compared patches in positions of the map (CDS: 1, 2)."
-                ),
-                io.Combo.Input(
-                    "contrast", options=["cds", "cut"], default="cds",
-                    tooltip="cds: source patches look for their place in the edit. cut: edited patches look for theirs in the "
-                    "source.",
-                ),
+                *patchnce_inputs(),
                 io.Int.Input(
                     "min_timestep", default=50, min=0, max=999, tooltip="Least noise of an iteration (papers: 50)."
                 ),

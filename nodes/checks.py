@@ -15,10 +15,3 @@ def only(node: str, name: str, values: list):
     if len(values) != 1:
         raise ValueError(f"{node}: {name} came as a list of {len(values)}; it needs one value")
     return values[0]
-
-
-def parse_sizes(node: str, text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.replace(",", " ").split() if part.isdigit() and int(part) > 0)
-    if not sizes or len(sizes) != len(text.replace(",", " ").split()):
-        raise ValueError(f'{node}: patch_sizes is "{text}"; it needs whole numbers from 1, such as "1, 2"')
-    return sizes

@@ -4,7 +4,7 @@ from ..zerocon_core.guidance import GuidanceWeights
 from ..zerocon_core.patchnce import PatchNCE
 from .bridge.attention import hooked_layers
 from .bridge.guider import ZeroConGuider
-from .checks import parse_sizes
+from .contrast import parse_sizes, patchnce_inputs
 from .schema import search_aliases
 from .types import Trajectory
 
@@ -48,22 +48,7 @@ class PatchNCEGuidance(io.ComfyNode):
                     tooltip="relative: lambda_cut is the length of the contrastive move as a share of the cross-attention "
                     "move, the same on every model. absolute: it is the factor on the loss.",
                 ),
-                io.Float.Input(
-                    "temperature", default=0.07, min=0.001, max=1.0, step=0.01, round=0.001,
-                    tooltip="Of the contrastive loss (papers: 0.07). Lower looks harder at the most similar patches.",
-                ),
-                io.Int.Input(
-                    "patches", default=256, min=1, max=4096,
-                    tooltip="Random places compared a layer and patch size (papers: 256).",
-                ),
-                io.String.Input(
-                    "patch_sizes", default="1, 2", tooltip="Sides of the compared patches in positions of the map (CDS: 1, 2)."
-                ),
-                io.Combo.Input(
-                    "contrast", options=["cds", "cut"], default="cds",
-                    tooltip="cds: source patches look for their place in the edit. cut: edited patches look for theirs in the "
-                    "source.",
-                ),
+                *patchnce_inputs(),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
                     tooltip="Share of the sampling where guidance starts.",

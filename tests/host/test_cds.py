@@ -1,6 +1,5 @@
 """Delta and contrastive denoising score inside the host."""
 
-import gc
 from collections import Counter
 
 import comfy.model_management
@@ -9,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy.model_base import ModelType
-from comfy.patcher_extension import WrappersMP
-from tiny import FAMILIES, conditioning, randn, relative_error, tiny_unet
+from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_bytes, tiny_unet
 from zerocon_pack.nodes.bridge.attention import HookedLayers, decoder_self_attention, hook_layers
 from zerocon_pack.nodes.bridge.cds import CDSGuider, CDSSampler, optimize
 from zerocon_pack.zerocon_core.cds import CDSWeights
@@ -143,19 +141,6 @@ def test_without_contrast_it_is_delta_denoising_score_bit_for_bit(family):
     assert torch.equal(edit(model, latent, CDSWeights(w_cut=0.0)), expected)
 
 
-def counted(model):
-    """A clone that counts sample-passes of the U-Net, with and without gradients."""
-    passes = Counter()
-
-    def count(executor, x, *args, **kwargs):
-        passes["grad" if torch.is_grad_enabled() and x.requires_grad else "no grad"] += x.shape[0]
-        return executor(x, *args, **kwargs)
-
-    model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", count)
-    return model, passes
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "options, no_grad, grad",
@@ -234,15 +219,6 @@ def test_weights_in_half_precision(weights):
 
 
 def test_nothing_of_an_iteration_outlives_it(monkeypatch):
-    def tensor_bytes():
-        gc.collect()
-        storages = {}
-        for thing in gc.get_objects():
-            if issubclass(type(thing), torch.Tensor):
-                storage = thing.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-        return sum(storages.values())
-
     measured = []
     monkeypatch.setattr(
         "zerocon_pack.nodes.bridge.cds.prepare_callback", lambda *args: lambda *seen: measured.append(tensor_bytes())

@@ -1,16 +1,13 @@
 """The guided step inside the host's own sampling."""
 
-import gc
 import math
-from collections import Counter
 
 import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
 from comfy.model_base import ModelType
-from comfy.patcher_extension import WrappersMP
-from tiny import FAMILIES, conditioning, randn, relative_error, tiny_unet
+from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_bytes, tiny_unet
 from zerocon_pack.nodes.bridge.attention import HookedLayers, hook_layers, transformer_layers
 from zerocon_pack.nodes.bridge.guider import ZeroConGuider
 from zerocon_pack.nodes.bridge.inversion import default_sigmas, invert
@@ -138,19 +135,6 @@ def test_cross_attention_step_agrees_with_a_float64_transcription(family):
     assert relative_error(result, expected) < 1e-4
 
 
-def counted(model):
-    """A clone that counts sample-passes of the U-Net, with and without gradients."""
-    passes = Counter()
-
-    def count(executor, x, *args, **kwargs):
-        passes["grad" if torch.is_grad_enabled() and x.requires_grad else "no grad"] += x.shape[0]
-        return executor(x, *args, **kwargs)
-
-    model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", count)
-    return model, passes
-
-
 @pytest.mark.parametrize("weights", [GuidanceWeights(0.1, 0), GuidanceWeights(0.1, 1.0), GuidanceWeights(0, 0.1, relative=False)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_passes_of_a_guided_step(weights, family):
@@ -170,15 +154,6 @@ def test_window_limits_the_guidance():
 
 
 def test_memory_does_not_grow_with_steps():
-    def tensor_bytes():
-        gc.collect()
-        storages = {}
-        for thing in gc.get_objects():
-            if issubclass(type(thing), torch.Tensor):
-                storage = thing.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-        return sum(storages.values())
-
     measured = []
     edit(
         hooked(tiny_unet()),

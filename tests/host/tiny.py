@@ -1,12 +1,15 @@
 """Small models of the host's own classes, with weights that make their attention matter."""
 
+import gc
 import math
+from collections import Counter
 
 import comfy.model_base
 import comfy.model_patcher
 import comfy.supported_models
 import torch
 from comfy.model_base import ModelType
+from comfy.patcher_extension import WrappersMP
 
 WIDTH = 64
 """Of the text embeddings."""
@@ -61,3 +64,27 @@ def conditioning(seed: int, tokens: int = 77) -> list:
 def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
     value, truth = value.detach().double(), truth.detach().double()
     return float((value - truth).norm() / truth.norm())
+
+
+def counted(model):
+    """A clone that counts sample-passes of the U-Net, with and without gradients."""
+    passes = Counter()
+
+    def count(executor, x, *args, **kwargs):
+        passes["grad" if torch.is_grad_enabled() and x.requires_grad else "no grad"] += x.shape[0]
+        return executor(x, *args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", count)
+    return model, passes
+
+
+def tensor_bytes() -> int:
+    """What all tensors of this process hold."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())

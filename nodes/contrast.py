@@ -1,0 +1,31 @@
+"""The settings of the contrastive loss, which two nodes have."""
+
+from comfy_api.latest import io
+
+
+def patchnce_inputs() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "temperature", default=0.07, min=0.001, max=1.0, step=0.01, round=0.001,
+            tooltip="Of the contrastive loss (papers: 0.07). Lower looks harder at the most similar patches.",
+        ),
+        io.Int.Input(
+            "patches", default=256, min=1, max=4096,
+            tooltip="Random places compared a layer and patch size (papers: 256).",
+        ),
+        io.String.Input(
+            "patch_sizes", default="1, 2", tooltip="Sides of the compared patches in positions of the map (CDS: 1, 2)."
+        ),
+        io.Combo.Input(
+            "contrast", options=["cds", "cut"], default="cds",
+            tooltip="cds: source patches look for their place in the edit. cut: edited patches look for theirs in the "
+            "source.",
+        ),
+    ]  # fmt: skip
+
+
+def parse_sizes(node: str, text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) for part in text.replace(",", " ").split() if part.isdigit() and int(part) > 0)
+    if not sizes or len(sizes) != len(text.replace(",", " ").split()):
+        raise ValueError(f'{node}: patch_sizes is "{text}"; it needs whole numbers from 1, such as "1, 2"')
+    return sizes
