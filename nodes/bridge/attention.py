@@ -34,8 +34,8 @@ class Layer(NamedTuple):
 class HookedLayers:
     """Which layers of a model are read. `max_side` leaves out maps of more than max_side^2 positions; 0 reads all."""
 
-    self_attention: frozenset[Layer]
-    cross_attention: frozenset[Layer]
+    self_attention: frozenset[Layer] = frozenset()
+    cross_attention: frozenset[Layer] = frozenset()
     max_side: int = 0
 
 
@@ -59,7 +59,7 @@ def transformer_layers(unet: nn.Module) -> list[Layer]:
 
 def decoder_self_attention(unet: nn.Module) -> HookedLayers:
     """The layers that CDS reads: it found the self-attention of the decoder best."""
-    return HookedLayers(frozenset(layer for layer in transformer_layers(unet) if layer.block == "output"), frozenset())
+    return HookedLayers(frozenset(layer for layer in transformer_layers(unet) if layer.block == "output"))
 
 
 def all_cross_attention(unet: nn.Module) -> HookedLayers:

@@ -64,7 +64,7 @@ class CDSGuider(comfy.samplers.CFGGuider):
 
     def denoiser(self, name: str, model_options: dict) -> Denoiser:
         """The model under the condition `name` with CFG, differentiable."""
-        options = capture_options(model_options, HookedLayers(frozenset(), frozenset()), Capture(), differentiable=True)
+        options = capture_options(model_options, HookedLayers(), Capture(), differentiable=True)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             levels = sigma * x.new_ones(x.shape[0])
@@ -81,7 +81,7 @@ class CDSSampler(comfy.samplers.Sampler):
         self, layers: HookedLayers, step_size: float, weights: CDSWeights, ids_steps: int, checkpointing: bool, seed: int
     ):
         compared = layers.self_attention if weights.w_cut else frozenset()
-        self.layers = HookedLayers(compared, frozenset(), layers.max_side)
+        self.layers = HookedLayers(compared, max_side=layers.max_side)
         self.step_size = step_size
         self.weights = weights
         self.ids_steps = ids_steps

@@ -49,7 +49,7 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         self.mask = mask
         self.restores = restores
         self.last_run: tuple[str, list[GuidedStep]] | None = None
-        hooked = hooked_layers(model) or HookedLayers(frozenset(), frozenset())
+        hooked = hooked_layers(model) or HookedLayers()
         self.layers = HookedLayers(
             self_attention=hooked.self_attention if weights.lambda_cut else frozenset(),
             cross_attention=hooked.cross_attention if weights.lambda_xa else frozenset(),

@@ -1,12 +1,10 @@
 """Gradients through the host's models against plain autograd on ordinary float32 weights."""
 
-import hashlib
-
 import comfy.model_management
 import comfy.ops
 import pytest
 import torch
-from tiny import FAMILIES, WIDTH, randn, relative_error, tiny_unet
+from tiny import FAMILIES, WIDTH, fingerprint, randn, relative_error, tiny_unet
 from zerocon_pack.nodes.bridge.attention import HookedLayers, observe, transformer_layers
 from zerocon_pack.nodes.bridge.autograd import autograd_region
 
@@ -199,23 +197,6 @@ def test_no_weight_is_saved():
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
             denoise(patcher.model, X.clone().requires_grad_(True))
     assert saved and not weights & set(saved)
-
-
-def fingerprint(patcher) -> dict:
-    model = patcher.model
-    weights = hashlib.sha256()
-    for _, parameter in sorted(model.named_parameters()):
-        weights.update(parameter.detach().numpy().tobytes())
-    return {
-        "weights": weights.hexdigest(),
-        "pointers": [p.data_ptr() for p in model.parameters()],
-        "flags": [(p.requires_grad, p.is_inference()) for p in model.parameters()],
-        "training": [m.training for m in model.modules()],
-        "forwards": [m.__dict__.get("forward") for m in model.modules()],
-        "patches": list(patcher.patches),
-        "in_training": getattr(comfy.model_management, "in_training", None),
-        "modes": (torch.is_inference_mode_enabled(), torch.is_grad_enabled()),
-    }
 
 
 @pytest.mark.parametrize("failure", [None, RuntimeError, comfy.model_management.InterruptProcessingException])

@@ -1,6 +1,5 @@
 """Contrastive fine-tuning through the host's model, and the LoRA it gives."""
 
-import hashlib
 import os
 import re
 from dataclasses import replace
@@ -14,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import attention_pytorch
-from tiny import FAMILIES, WIDTH, randn, tiny_unet
+from tiny import FAMILIES, WIDTH, fingerprint, randn, tiny_unet
 from zerocon_pack.nodes.bridge import finetune
 from zerocon_pack.nodes.bridge.autograd import autograd_region
 from zerocon_pack.nodes.bridge.toyworld import load_toy_world
@@ -63,23 +62,6 @@ def sample(patcher, toy: dict) -> torch.Tensor:
         latent = {"samples": toy["latents"]["samples"][:1]}
         (latent,) = nodes.KSampler().sample(patcher, 5, 2, 3.0, "euler", "normal", positive, positive, latent, 0.8)
     return latent["samples"]
-
-
-def fingerprint(patcher) -> dict:
-    model = patcher.model
-    weights = hashlib.sha256()
-    for _, parameter in sorted(model.named_parameters()):
-        weights.update(parameter.detach().numpy().tobytes())
-    return {
-        "weights": weights.hexdigest(),
-        "pointers": [p.data_ptr() for p in model.parameters()],
-        "flags": [(p.requires_grad, p.is_inference(), p.grad) for p in model.parameters()],
-        "training": [m.training for m in model.modules()],
-        "forwards": [m.__dict__.get("forward") for m in model.modules()],
-        "patches": list(patcher.patches),
-        "options": repr(patcher.model_options),
-        "in_training": getattr(comfy.model_management, "in_training", None),
-    }
 
 
 # The LoRA

@@ -1,10 +1,12 @@
 """Small models of the host's own classes, with weights that make their attention matter."""
 
 import gc
+import hashlib
 import math
 from collections import Counter
 
 import comfy.model_base
+import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import torch
@@ -88,3 +90,22 @@ def tensor_bytes() -> int:
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
+
+
+def fingerprint(patcher) -> dict:
+    """All of a model that a run must leave as it was."""
+    model = patcher.model
+    weights = hashlib.sha256()
+    for _, parameter in sorted(model.named_parameters()):
+        weights.update(parameter.detach().numpy().tobytes())
+    return {
+        "weights": weights.hexdigest(),
+        "pointers": [p.data_ptr() for p in model.parameters()],
+        "flags": [(p.requires_grad, p.is_inference(), p.grad) for p in model.parameters()],
+        "training": [m.training for m in model.modules()],
+        "forwards": [m.__dict__.get("forward") for m in model.modules()],
+        "patches": list(patcher.patches),
+        "options": repr(patcher.model_options),
+        "in_training": getattr(comfy.model_management, "in_training", None),
+        "modes": (torch.is_inference_mode_enabled(), torch.is_grad_enabled()),
+    }
