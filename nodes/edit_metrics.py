@@ -1,10 +1,12 @@
+from functools import partial
+
 import torch
 from comfy_api.latest import io, ui
 
 from ..zerocon_core.metrics.edits import Edits
-from .bridge.files import LPIPS_TRUNKS, OFF, network_names
+from .bridge.files import INCEPTION, LPIPS_TRUNKS, OFF, network_names
 from .bridge.metrics import Networks, fit_mask, measure
-from .bridge.status import say
+from .bridge.status import announce, say
 from .schema import search_aliases
 
 
@@ -15,7 +17,7 @@ class EditMetrics(io.ComfyNode):
             node_id="ZeroConEditMetrics",
             display_name="Edit Metrics",
             category="ZeroCon",
-            **search_aliases("PSNR", "SSIM", "LPIPS", "CLIP score", "structure distance", "PIE-Bench"),
+            **search_aliases("PSNR", "SSIM", "LPIPS", "FID", "CLIP score", "structure distance", "PIE-Bench"),
             description="Measures edits as the papers do: what was kept of the source, and how well the target text is met.",
             is_output_node=True,
             inputs=[
@@ -53,6 +55,11 @@ class EditMetrics(io.ComfyNode):
                     tooltip="What the structure network sees. 0 to 255 repeats a slip of PIE-Bench's code, to compare with its "
                     "published figures.",
                 ),
+                io.Combo.Input(
+                    "fid", optional=True, options=[OFF, INCEPTION],
+                    tooltip="Network of FID, one figure for all images. inception: the paper's, downloaded on the first run "
+                    "(96 MB). Needs the package torch-fidelity and 2 images. Compares only edits of the same sources.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -62,7 +69,9 @@ class EditMetrics(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, source, edited, source_text, target_text, structure, lpips, clip, pixels, mask=None) -> io.NodeOutput:
+    def execute(
+        cls, source, edited, source_text, target_text, structure, lpips, clip, pixels, mask=None, fid=OFF
+    ) -> io.NodeOutput:
         if source.shape[:3] != edited.shape[:3]:
             raise ValueError(
                 f"EditMetrics: source is {_size(source)} and edited is {_size(edited)}; they must have the same number and size, "
@@ -76,6 +85,8 @@ class EditMetrics(io.ComfyNode):
                 "EditMetrics: clip compares with target_text, which is empty; write what the edited image shall show, "
                 "or switch clip off"
             )
+        if fid != OFF and len(source) < 2:
+            raise ValueError("EditMetrics: fid compares sets of images and got one a side; batch two or more, or switch fid off")
         if mask is not None:
             mask = mask.reshape(-1, *mask.shape[-2:])
             if len(mask) not in (1, len(source)):
@@ -84,7 +95,8 @@ class EditMetrics(io.ComfyNode):
         texts = (_lines(name, text, len(source)) for name, text in (("source_text", source_text), ("target_text", target_text)))
         edits = Edits(source[..., :3].float().cpu(), edited[..., :3].float().cpu(), mask, *texts)
         try:
-            report = measure(edits, Networks(structure, lpips, clip, 255.0 if pixels == "0 to 255" else 1.0))
+            networks = Networks(structure, lpips, clip, fid, 255.0 if pixels == "0 to 255" else 1.0)
+            report = measure(edits, networks, partial(announce, "EditMetrics", cls.hidden.unique_id))
         except (ImportError, OSError, ValueError) as error:
             raise ValueError(f"EditMetrics: {str(error).removeprefix('EditMetrics: ')}") from error
         table = report.table()

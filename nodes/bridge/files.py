@@ -1,8 +1,8 @@
 """Files in the host's folders: edit directions, captioners, WordNet databases, BERT models and the networks of metrics."""
 
 import json
-import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import comfy.utils
@@ -32,8 +32,12 @@ HUB_NETWORKS = {"clip": ("openai/clip-vit-large-patch14", "openai/clip-vit-base-
 MEGABYTES = {"openai/clip-vit-large-patch14": 1_700, "openai/clip-vit-base-patch32": 600, "facebook/dino-vitb8": 340}
 LPIPS_TRUNKS = {"squeeze": "squeezenet1_1", "alex": "alexnet", "vgg": "vgg16"}
 """What the lpips package and torchvision call the same networks."""
+INCEPTION = "inception"
+INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_MEGABYTES = 96
 
-log = logging.getLogger(__name__)
+Tell = Callable[[str], None]
+"""Told of a download before it starts."""
 
 folder_paths.add_model_folder_path(DIRECTIONS, os.path.join(folder_paths.models_dir, DIRECTIONS))
 folder_paths.add_model_folder_path(CAPTIONERS, os.path.join(folder_paths.models_dir, CAPTIONERS))
@@ -152,11 +156,11 @@ def network_names(model_type: str) -> list[str]:
     return [*HUB_NETWORKS[model_type], *sorted(name for name, f in local_folders(METRICS).items() if _type(f) == model_type)]
 
 
-def network_folder(name: str, model_type: str) -> Path:
+def network_folder(name: str, model_type: str, tell: Tell) -> Path:
     """Local folder of a name from `network_names`; a hub network is downloaded into the hub's cache if it is not there yet."""
     if name in HUB_NETWORKS[model_type]:
         if not isinstance(try_to_load_from_cache(name, "model.safetensors"), str):
-            log.info("EditMetrics: downloading %s (%d MB) into the Hugging Face cache", name, MEGABYTES[name])
+            tell(f"downloading {name} ({MEGABYTES[name]} MB) into the Hugging Face cache")
         return Path(download(name, "EditMetrics", METRICS))
     try:
         return local_folders(METRICS)[name]
@@ -167,24 +171,37 @@ def network_folder(name: str, model_type: str) -> Path:
         ) from None
 
 
-def lpips_trunk(net: str) -> Path:
-    """File with an LPIPS network's ImageNet weights, in models/metrics or in PyTorch's cache, where it is downloaded to."""
+def lpips_trunk(net: str, tell: Tell) -> Path:
+    """File with an LPIPS network's ImageNet weights, as torchvision publishes them."""
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(LPIPS_TRUNKS[net]).DEFAULT
-    file = os.path.basename(weights.url)
+    return published_file(weights.url, weights.meta["_file_size"], "lpips", tell)
+
+
+def inception_file(tell: Tell) -> Path:
+    """File with the weights of FID's Inception network, as torch-fidelity publishes them."""
+    return published_file(INCEPTION_URL, INCEPTION_MEGABYTES, "fid", tell)
+
+
+def published_file(url: str, megabytes: float, setting: str, tell: Tell) -> Path:
+    """The file of this address, in models/metrics or in PyTorch's cache, where it is downloaded to.
+
+    The end of its name is the start of its SHA-256, which a download must have. Raises OSError if it cannot be had.
+    """
+    file = os.path.basename(url)
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     for folder in (*map(Path, folder_paths.get_folder_paths(METRICS)), cache):
         if (folder / file).is_file():
             return folder / file
-    log.info("EditMetrics: downloading %s (%.0f MB) into %s", weights.url, weights.meta["_file_size"], cache)
+    tell(f"downloading {url} ({megabytes:.0f} MB) into {cache}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(weights.url, str(cache / file), hash_prefix=Path(file).stem.rpartition("-")[2])
+        torch.hub.download_url_to_file(url, str(cache / file), hash_prefix=Path(file).stem.rpartition("-")[2])
     except Exception as error:
         raise OSError(
-            f"{weights.url} could not be downloaded ({error}); put the file into "
-            f"{folder_paths.get_folder_paths(METRICS)[0]} or switch lpips off"
+            f"{url} could not be downloaded ({error}); put the file into "
+            f"{folder_paths.get_folder_paths(METRICS)[0]} or switch {setting} off"
         ) from error
     return cache / file
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CORE_MAY_USE = {"torch", "einops", "numpy", "transformers", "safetensors", "PIL"} | set(sys.stdlib_module_names)
-OPTIONAL = {"lpips"}  # imported when they are used, with a sentence that says how to get them
+OPTIONAL = {"lpips", "torch_fidelity"}  # imported when they are used, with a sentence that says how to get them
 NODES_MAY_USE = CORE_MAY_USE | {"comfy_api", "typing_extensions"}
 
 CORE = sorted((ROOT / "zerocon_core").rglob("*.py"))

@@ -1,4 +1,4 @@
-"""All metrics of a batch of edits: what PIE-Bench and the papers compare, one image at a time."""
+"""All metrics of a batch of edits: what PIE-Bench and the papers compare, one image at a time; FID for the whole batch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .clip import clip_accuracy, clip_score, directional_similarity, r_precision
+from .frechet import frechet_distance
 from .pixels import mse, outside, psnr, ssim
 from .structure import structure_distance
 
 if TYPE_CHECKING:
-    from .networks import Clip, Dino, Lpips
+    from .networks import Clip, Dino, Inception, Lpips
 
 Columns = dict[str, list[float | None]]
 """By the keys of `report.METRICS`, an entry an image; None where a metric is undefined."""
@@ -93,3 +94,12 @@ def clip_metrics(clip: "Clip", edits: Edits, tick: Tick) -> Columns:
     if len(set(edits.target_texts)) > 1:
         columns["clip_r_precision"] = r_precision(edited, target_texts).tolist()
     return columns
+
+
+def fid(inception: "Inception", edits: Edits, tick: Tick) -> float:
+    """Frechet Inception distance (Heusel et al. 2017) of all edited images to all source images; masks play no part.
+
+    Only a relative figure for so few images: it compares edits of the same sources. Raises ValueError for a single one.
+    """
+    source, edited = torch.stack([torch.cat([inception(image).cpu() for image in pair]) for pair in pairs(edits, tick)], 1)
+    return frechet_distance(source, edited)

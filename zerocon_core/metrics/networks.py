@@ -4,6 +4,7 @@ Weights come from a folder in transformers' format or from a file; nothing is do
 takes images (B, H, W, 3) in [0, 1] from any device to its own.
 """
 
+import io
 import warnings
 from pathlib import Path
 
@@ -93,6 +94,20 @@ class Lpips(nn.Module):
         return self.model(a, b, normalize=True).flatten()
 
 
+class Inception(nn.Module):
+    """Features of the network that FID was published with (Heusel et al. 2017), as torch-fidelity ports it to PyTorch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 2048), of 8-bit pixels that the port resizes to 299x299 as TensorFlow 1 did."""
+        pixels = (images[..., :3].clamp(0, 1) * 255).round().byte().movedim(-1, 1)
+        return self.model(pixels.to(next(self.parameters()).device))[0]
+
+
 def load_dino(folder: str | Path) -> Dino:
     """From a folder with a ViT in transformers' format. Raises OSError for a missing or damaged one."""
     return Dino(_pretrained(ViTModel, folder, add_pooling_layer=False))
@@ -134,10 +149,34 @@ def load_lpips(net: str, trunk: str | Path) -> Lpips:
         warnings.simplefilter("ignore", UserWarning)
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     try:
-        state = load_file(trunk) if Path(trunk).suffix == ".safetensors" else torch.load(trunk, "cpu", weights_only=True)
+        state = _tensors(trunk)
         # Its slices number the layers as torchvision's `features` does.
         wanted = {key: state[f"features.{key.split('.', 1)[1]}"] for key in model.net.state_dict()}
         model.net.load_state_dict(wanted)
     except Exception as error:
         raise OSError(f"{trunk} does not hold the weights of LPIPS's {net} network: {error}") from error
     return Lpips(model.float().eval())
+
+
+def load_inception(file: str | Path) -> Inception:
+    """`file` holds the weights that torch-fidelity publishes, or the same as safetensors.
+
+    Raises ImportError without the torch-fidelity package and OSError for a file that does not fit.
+    """
+    try:
+        from torch_fidelity import FeatureExtractorInceptionV3
+    except ImportError:
+        raise ImportError("FID needs the package torch-fidelity; install it with: pip install torch-fidelity") from None
+
+    try:
+        tensors = io.BytesIO()  # the package unpickles whatever it is given, so it gets a copy that is known to be harmless
+        torch.save(_tensors(file), tensors)
+        tensors.seek(0)
+        return Inception(FeatureExtractorInceptionV3("inception", ["2048"], tensors))
+    except Exception as error:
+        raise OSError(f"{file} is damaged or does not hold the weights of FID's Inception network") from error
+
+
+def _tensors(file: str | Path) -> dict[str, Tensor]:
+    """Of a file of safetensors or of PyTorch's, of which nothing but tensors is unpickled."""
+    return load_file(file) if Path(file).suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)

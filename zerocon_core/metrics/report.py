@@ -33,14 +33,19 @@ METRICS: dict[str, Metric] = {
     "clip_accuracy": Metric("CLIP accuracy", "higher"),
     "clip_direction": Metric("CLIP direction", "higher"),
     "clip_r_precision": Metric("CLIP-R-precision", "higher"),
+    "fid": Metric("FID", "lower"),
 }
 
 
 @dataclass
 class Report:
-    """`values` holds one list a metric with an entry an image: None where the metric is undefined for that image."""
+    """`values` holds one list a metric with an entry an image: None where the metric is undefined for that image.
+
+    `batch` holds the metrics that have one figure for all images together. How many these are is shown next to it.
+    """
 
     values: dict[str, list[Value]] = field(default_factory=dict)
+    batch: dict[str, float] = field(default_factory=dict)
     networks: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
@@ -48,6 +53,10 @@ class Report:
         """More columns, and what looked at the images for them."""
         self.networks[part] = network
         self.values |= columns
+
+    def count(self) -> int:
+        """Of images."""
+        return len(next(iter(self.values.values())))
 
     def means(self) -> dict[str, Value]:
         return {key: mean(column) for key, column in self.values.items()}
@@ -57,23 +66,32 @@ class Report:
         columns = {key: [_number(value) for value in column] for key, column in self.values.items()}
         images = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         means = {key: _number(value) for key, value in self.means().items()}
-        record = {"images": images, "mean": means, "networks": self.networks, "left_out": self.left_out}
+        batch = {"batch": {"images": len(images), **self.batch}} if self.batch else {}
+        record = {"images": images, "mean": means, **batch, "networks": self.networks, "left_out": self.left_out}
         return json.dumps(record, indent=1)
 
     def table(self) -> str:
-        """Markdown in the papers' units, a row a metric, the mean before the images; then the networks and what is missing."""
-        count = len(next(iter(self.values.values())))
+        """Markdown in the papers' units, a row a metric, the mean before the images; then the networks and what is missing.
+
+        A figure of the whole batch stands where the others have their mean.
+        """
+        count = self.count()
         head = ["metric", "value"] if count == 1 else ["metric", "mean", *(str(i + 1) for i in range(count))]
         lines = [row(*head), row(*["---"] * len(head))]
         for key, column in self.values.items():
             cells = [cell(key, value) for value in column]
             lines.append(row(title(key), *(cells if count == 1 else [cell(key, mean(column)), *cells])))
+        lines += [row(*figure, *[""] * count) for figure in self._batch()]
         return "\n".join([*lines, "", *self._notes()]).strip()
 
     def text(self) -> str:
         """A line a metric with its mean, for places that show no tables."""
         lines = [f"{title(key)}  {cell(key, mean(column))}" for key, column in self.values.items()]
+        lines += ["  ".join(figure) for figure in self._batch()]
         return "\n".join([*lines, *self._notes()])
+
+    def _batch(self) -> list[tuple[str, str]]:
+        return [(f"{title(key)} (n = {self.count()})", cell(key, value)) for key, value in self.batch.items()]
 
     def _notes(self) -> list[str]:
         networks = [f"{part}: {network}" for part, network in self.networks.items()]
