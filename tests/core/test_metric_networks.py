@@ -1,5 +1,7 @@
 """The networks of metrics, loaded from files in the published layout, against the classes that their papers used."""
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +10,26 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_networks import save_clip, save_dino, save_lpips_trunk
+from tiny_networks import save_clip, save_dino, save_inception, save_lpips_trunk
 from torch import Tensor
+from torch.utils.data import Dataset
+from torch_fidelity import calculate_metrics
+from torchmetrics.functional.multimodal import clip_score as torchmetrics_clip_score
+from torchmetrics.image.fid import NoTrainInceptionV3
 from torchvision import models
 from torchvision.transforms import Normalize, Resize
 from transformers import CLIPModel, CLIPProcessor
 
-from zerocon_core.metrics.networks import IMAGENET_MEAN, IMAGENET_STD, dino_size, load_clip, load_dino, load_lpips
+from zerocon_core.metrics.edits import Edits, clip_metrics, fid, lpips_metrics, structure_metrics
+from zerocon_core.metrics.networks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    dino_size,
+    load_clip,
+    load_dino,
+    load_inception,
+    load_lpips,
+)
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -34,6 +49,15 @@ def clip_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def squeeze(tmp_path_factory):
     return save_lpips_trunk(tmp_path_factory.mktemp("lpips") / "squeezenet1_1-b8a52dc0.pth", "squeezenet1_1")
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    return save_inception(tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth")
+
+
+def nothing() -> None:
+    pass
 
 
 TIMM = {
@@ -98,25 +122,53 @@ def test_clip_cuts_off_what_is_too_long(clip_folder):
     assert not torch.allclose(clip.texts(["a" * 12 + "bcd"]), clip.texts(["a" * 12 + "xyz"]))
 
 
-TAPS = (1, 4, 7, 9, 10, 11, 12)
-"""Layers of torchvision's `features` whose outputs LPIPS compares in a SqueezeNet."""
+class OlderCLIPModel(CLIPModel):
+    """Gives features as transformers did before version 5, which torchmetrics still expects."""
+
+    def get_image_features(self, *inputs) -> Tensor:
+        return super().get_image_features(*inputs).pooler_output
+
+    def get_text_features(self, *inputs) -> Tensor:
+        return super().get_text_features(*inputs).pooler_output
 
 
-def test_lpips_is_that_of_a_loop(squeeze):
+def test_clip_score_is_that_of_torchmetrics(clip_folder):
+    edited, texts = rand(2, 40, 56, 3), ["a cat", "dogs on the grass"]
+    scores = clip_metrics(load_clip(clip_folder), Edits(edited, edited, None, None, texts), nothing)["clip_score"]
+    network = OlderCLIPModel.from_pretrained(clip_folder).eval(), CLIPProcessor.from_pretrained(clip_folder)
+    for image, text, score in zip(edited, texts, scores, strict=True):
+        pixels = (image.movedim(-1, 0) * 255).round().byte()
+        theirs = torchmetrics_clip_score(pixels, text, model_name_or_path=lambda: network).item()
+        assert score == pytest.approx(theirs, abs=1e-3)
+
+
+TAPS = {
+    "squeeze": ("squeezenet1_1", (1, 4, 7, 9, 10, 11, 12)),
+    "alex": ("alexnet", (1, 4, 7, 9, 11)),
+    "vgg": ("vgg16", (3, 8, 15, 22, 29)),
+}
+"""Layers of torchvision's `features` whose outputs LPIPS compares."""
+
+
+@pytest.mark.parametrize("net", TAPS)
+def test_lpips_is_that_of_a_loop(net, tmp_path):
     """Zhang et al. eq. 1: squared differences of unit vectors, weighted by channel, averaged over places, summed over layers."""
-    lpips = load_lpips("squeeze", squeeze)
-    network = models.squeezenet1_1()
-    network.load_state_dict(torch.load(squeeze))
+    name, taps = TAPS[net]
+    file = save_lpips_trunk(tmp_path / "trunk.pth", name)
+    with torch.device("meta"):  # its classifier, which has most of the weights, is not needed
+        network = models.get_model(name)
+    network.load_state_dict(torch.load(file), strict=False, assign=True)
+    lpips, layers = load_lpips(net, file), network.features.double().eval()
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
-    a, b = rand(2, 64, 48, 3), rand(2, 64, 48, 3, seed=1)
+    a, b = rand(2, 72, 64, 3), rand(2, 72, 64, 3, seed=1)
     expected = [0.0, 0.0]
     with torch.no_grad():
         x, y = (((images * 2 - 1 - shift) / scale).movedim(-1, 1).double() for images in (a, b))
-        for index, layer in enumerate(network.double().eval().features):
+        for index, layer in enumerate(layers):
             x, y = layer(x), layer(y)
-            if index not in TAPS:
+            if index not in taps:
                 continue
-            weights = lpips.model.lins[TAPS.index(index)].model[-1].weight.flatten().double()
+            weights = lpips.model.lins[taps.index(index)].model[-1].weight.flatten().double()
             for i in range(2):
                 unit = [v[i] / (v[i].square().sum(0).sqrt() + 1e-10) for v in (x, y)]
                 expected[i] += float(((unit[0] - unit[1]).square().mean((1, 2)) * weights).sum())
@@ -130,8 +182,48 @@ def test_lpips_reads_safetensors_too(squeeze, tmp_path):
     assert torch.equal(load_lpips("squeeze", tmp_path / "squeezenet1_1.safetensors")(a, b), load_lpips("squeeze", squeeze)(a, b))
 
 
-def test_networks_compute_in_float32_without_gradients(dino_folder, clip_folder, squeeze):
-    for network in (load_dino(dino_folder), load_clip(clip_folder), load_lpips("squeeze", squeeze)):
+def test_identical_images_are_ideal_and_a_full_mask_has_no_background(dino_folder, squeeze):
+    images = rand(2, 64, 64, 3)
+    mask = torch.stack([torch.ones(64, 64), torch.zeros(64, 64)])
+    assert structure_metrics(load_dino(dino_folder), Edits(images, images), 1.0, nothing) == {"structure": [0.0, 0.0]}
+    lpips = load_lpips("squeeze", squeeze)
+    same = lpips_metrics(lpips, Edits(images, images, mask), nothing)
+    assert same == {"lpips": [0.0, 0.0], "background_lpips": [None, 0.0]}
+    edited = lpips_metrics(lpips, Edits(images, images.flip(2), mask), nothing)
+    assert edited["background_lpips"] == [None, edited["lpips"][1]] and edited["lpips"][1] > 0
+
+
+class Pictures(list, Dataset):
+    """8-bit pictures as torch-fidelity takes them."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__((images.movedim(-1, 1) * 255).round().byte())
+
+
+def test_fid_is_that_of_torch_fidelity(inception_file):
+    source, edited = rand(5, 40, 56, 3), rand(5, 40, 56, 3, seed=1) ** 2
+    theirs = calculate_metrics(
+        input1=Pictures(source), input2=Pictures(edited), fid=True, feature_extractor_weights_path=str(inception_file),
+        batch_size=5, cuda=False, cache=False, save_cpu_ram=True, verbose=False,
+    )["frechet_inception_distance"]  # fmt: skip
+    inception = load_inception(inception_file)
+    assert fid(inception, Edits(source, edited), nothing) == pytest.approx(theirs, rel=1e-3)
+    assert fid(inception, Edits(source, source.flip(0)), nothing) < 1e-6 * theirs  # the same set
+
+
+def test_inception_features_are_those_of_torchmetrics(inception_file, tmp_path):
+    theirs = NoTrainInceptionV3("inception", ["2048"], str(inception_file), antialias=False)
+    images = rand(2, 40, 56, 3)
+    with torch.no_grad():
+        features = theirs((images * 255).round().byte().movedim(-1, 1))
+    assert torch.allclose(load_inception(inception_file)(images), features, atol=1e-6)
+    save_file(torch.load(inception_file), tmp_path / "inception.safetensors")
+    assert torch.allclose(load_inception(tmp_path / "inception.safetensors")(images), features, atol=1e-6)
+
+
+def test_networks_compute_in_float32_without_gradients(dino_folder, clip_folder, squeeze, inception_file):
+    networks = load_dino(dino_folder), load_clip(clip_folder), load_lpips("squeeze", squeeze), load_inception(inception_file)
+    for network in networks:
         assert not any(module.training for module in list(network.modules())[1:])
         assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     assert not load_dino(dino_folder)(rand(1, 32, 32, 3)).requires_grad
@@ -157,3 +249,31 @@ def test_a_damaged_trunk_is_an_error(tmp_path):
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "trunk.pth")
     with pytest.raises(OSError, match="does not hold the weights of LPIPS's squeeze network"):
         load_lpips("squeeze", tmp_path / "trunk.pth")
+
+
+class Trap:
+    """Something that a pickle can do when it is read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_damaged_inception_is_an_error_and_runs_no_code(inception_file, tmp_path):
+    cut, other, trap = tmp_path / "cut.pth", tmp_path / "other.pth", tmp_path / "trap.pth"
+    cut.write_bytes(inception_file.read_bytes()[:-1000])
+    torch.save({"fc.weight": torch.zeros(1)}, other)
+    torch.save({"fc.weight": Trap(tmp_path / "sprung")}, trap)
+    for file in (cut, other, trap, tmp_path / "missing.pth"):
+        with pytest.raises(OSError, match=rf"{file.name} is damaged or does not hold the weights of FID's Inception network$"):
+            load_inception(file)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("package, load", [("lpips", partial(load_lpips, "squeeze")), ("torch_fidelity", load_inception)])
+def test_a_missing_package_is_named(package, load, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f"install it with: pip install {package.replace('_', '-')}$"):
+        load("no file")

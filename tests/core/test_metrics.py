@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from zerocon_core.metrics.clip import clip_accuracy, clip_score, directional_similarity, r_precision
-from zerocon_core.metrics.edits import Edits, clip_metrics, pixel_metrics, preservation, structure_metrics
+from zerocon_core.metrics.edits import Edits, clip_metrics, fid, pixel_metrics, preservation, structure_metrics
 from zerocon_core.metrics.frechet import frechet_distance
 from zerocon_core.metrics.pixels import mse, outside, psnr, ssim
 from zerocon_core.metrics.report import METRICS, Report, cell, title
@@ -243,12 +243,12 @@ def test_clip_metrics_of_colours():
 
 def test_clip_score_of_the_edited_part_sees_the_mask_alone():
     edited = torch.cat([colour(0, 0, 1)[:6], colour(0, 1, 0)[6:]])[None]
-    mask = torch.zeros(3, 12, 12)
-    mask[0, 6:], mask[1, :6] = 1.0, 1.0
-    edits = Edits(edited.expand(3, -1, -1, -1), edited.expand(3, -1, -1, -1), mask, None, ["green"] * 3)
+    mask = torch.zeros(4, 12, 12)
+    mask[0, 6:], mask[1, :6], mask[2] = 1.0, 1.0, 1.0
+    edits = Edits(edited.expand(4, -1, -1, -1), edited.expand(4, -1, -1, -1), mask, None, ["green"] * 4)
     columns = clip_metrics(FakeClip(), edits, nothing)
-    assert columns["clip_score_edited"] == [100.0, 0.0, None]  # the last mask is empty
-    assert columns["clip_score"] == pytest.approx([100 * math.sqrt(0.5)] * 3)
+    assert columns["clip_score_edited"] == [100.0, 0.0, columns["clip_score"][2], None]  # under everything, under nothing
+    assert columns["clip_score"] == pytest.approx([100 * math.sqrt(0.5)] * 4)
     assert not columns.keys() & {"clip_accuracy", "clip_direction", "clip_r_precision"}
 
 
@@ -258,6 +258,21 @@ def test_structure_of_a_batch_is_that_of_its_images(pair):
 
     together = structure_metrics(keys, Edits(*pair), 255.0, nothing)["structure"]
     assert together == pytest.approx(structure_distance(keys(pair[0], 255.0), keys(pair[1], 255.0)).tolist())
+
+
+def test_fid_compares_the_sets_not_the_pairs():
+    """Features of two images a side, so the Gaussians lie on lines, whose distance is that of their means and deviations."""
+
+    def mean_colour(images: Tensor) -> Tensor:
+        return images.mean((1, 2))
+
+    source = torch.stack([colour(0, 0.5, 0), colour(1, 0.5, 0)])
+    edited = torch.stack([colour(0.75, 0.5, 0.3), colour(0.25, 0.5, 0.3)])
+    expected = 0.3**2 + (math.sqrt(1 / 2) - math.sqrt(1 / 8)) ** 2
+    assert fid(mean_colour, Edits(source, edited), nothing) == pytest.approx(expected, rel=1e-5)
+    assert fid(mean_colour, Edits(source, source.flip(0)), nothing) == pytest.approx(0.0, abs=1e-12)
+    with pytest.raises(ValueError, match="at least 2 images a set, got 1 and 1"):
+        fid(mean_colour, Edits(source[:1], edited[:1]), nothing)
 
 
 def test_ticks_come_before_each_image_and_can_stop_the_run(pair):
@@ -300,6 +315,18 @@ def test_report_as_json_and_as_table():
     ]  # fmt: skip
 
 
+def test_figures_of_the_batch_stand_apart_with_their_number_of_images():
+    report = Report({"mse": [0.001, 0.002, 0.003]}, {"fid": 123.456})
+    record = json.loads(report.to_json())
+    assert record["batch"] == {"images": 3, "fid": 123.456}
+    assert record["mean"] == {"mse": 0.002} and record["images"][0] == {"mse": 0.001}
+    assert report.table().splitlines()[2:] == [
+        "| MSE x10^4 ↓ | 20.00 | 10.00 | 20.00 | 30.00 |",
+        "| FID ↓ (n = 3) | 123.46 |  |  |  |",
+    ]
+    assert report.text().splitlines() == ["MSE x10^4 ↓  20.00", "FID ↓ (n = 3)  123.46"]
+
+
 def test_the_table_of_one_image_has_one_column():
     table = Report({"mse": [0.001], "background_mse": [None]}).table().splitlines()
     assert table == ["| metric | value |", "| --- | --- |", "| MSE x10^4 ↓ | 10.00 |", "| background MSE x10^4 ↓ | - |"]
@@ -309,6 +336,6 @@ def test_every_metric_has_a_title():
     edits = Edits(rand(2, 12, 12, 3), rand(2, 12, 12, 3), rand(2, 12, 12), ["red", "red"], ["green", "blue"])
     columns = pixel_metrics(edits, nothing) | clip_metrics(FakeClip(), edits, nothing)
     columns |= preservation(edits, {"lpips": mse}, nothing) | structure_metrics(lambda x, peak: x.flatten(2), edits, 1.0, nothing)
-    assert columns.keys() == METRICS.keys()
-    assert len({title(key) for key in columns}) == len(METRICS)
+    assert columns.keys() | {"fid"} == METRICS.keys()
+    assert len({title(key) for key in METRICS}) == len(METRICS)
     assert cell("structure", 0.0123) == "12.30" and cell("psnr", 20.0) == "20.00"  # PIE-Bench's units

@@ -1,24 +1,27 @@
 """The node: what it shows and hands on, which networks it finds, and what it says about wrong input."""
 
+import hashlib
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import folder_paths
 import pytest
 import torch
 from server import PromptServer
-from tiny_networks import save_clip, save_dino, save_lpips_trunk
+from tiny_networks import save_clip, save_dino, save_inception, save_lpips_trunk
 from zerocon_pack.nodes.bridge import files
 from zerocon_pack.nodes.bridge import metrics as bridge
 from zerocon_pack.nodes.edit_metrics import EditMetrics
 from zerocon_pack.zerocon_core.metrics.clip import clip_score
-from zerocon_pack.zerocon_core.metrics.networks import load_clip, load_dino, load_lpips
+from zerocon_pack.zerocon_core.metrics.frechet import frechet_distance
+from zerocon_pack.zerocon_core.metrics.networks import load_clip, load_dino, load_inception, load_lpips
 from zerocon_pack.zerocon_core.metrics.pixels import psnr
 from zerocon_pack.zerocon_core.metrics.structure import structure_distance
 
-TRUNK = "squeezenet1_1-b8a52dc0.pth"
+TRUNK, INCEPTION = "squeezenet1_1-b8a52dc0.pth", "weights-inception-2015-12-05-6726825d.pth"
 
 
 def graph(mask: bool = False, **inputs) -> dict:
@@ -47,6 +50,7 @@ def networks() -> Path:
     save_dino(folder / "tiny dino")
     save_clip(folder / "tiny clip")
     save_lpips_trunk(folder / TRUNK, "squeezenet1_1")
+    save_inception(folder / INCEPTION)
     yield folder
     shutil.rmtree(folder)
 
@@ -63,6 +67,13 @@ def test_table_and_json_are_handed_on(run_graph, values):
     assert "| PSNR, dB ↑ | " + " | ".join(f"{value:.2f}" for value in psnrs) + " |" in run.captured["table"]
 
 
+def test_without_fid_nothing_of_it_is_shown(run_graph, values):
+    """Graphs from before the node had this input run as they did."""
+    before, off = run_graph(graph(), values), run_graph(graph(fid="off"), values)
+    assert before.success and before.captured == off.captured
+    assert json.loads(off.captured["json"]).keys() == {"images", "mean", "networks", "left_out"}
+
+
 def test_the_means_appear_in_the_node(run_graph, values, monkeypatch):
     """As a text message for the page, the way stock nodes show text in themselves."""
     sent = []
@@ -74,12 +85,12 @@ def test_the_means_appear_in_the_node(run_graph, values, monkeypatch):
 
 
 def test_all_networks_from_models_metrics(run_graph, values, networks, caplog):
-    chosen = {"structure": "tiny dino", "lpips": "squeeze", "clip": "tiny clip", "pixels": "0 to 255"}
+    chosen = {"structure": "tiny dino", "lpips": "squeeze", "clip": "tiny clip", "pixels": "0 to 255", "fid": "inception"}
     run = run_graph(graph(True, source_text="a cat", target_text="a dog\na fox", **chosen), values)
     assert run.success, run.error
     record = json.loads(run.captured["json"])
     dino, clip = load_dino(networks / "tiny dino"), load_clip(networks / "tiny clip")
-    lpips = load_lpips("squeeze", networks / TRUNK)
+    lpips, inception = load_lpips("squeeze", networks / TRUNK), load_inception(networks / INCEPTION)
     source, edited, mask = values["source"], values["edited"], values["mask"]
     background = [images * (1 - mask)[..., None] for images in (source, edited)]
     expected = {
@@ -93,7 +104,13 @@ def test_all_networks_from_models_metrics(run_graph, values, networks, caplog):
     for name, column in expected.items():
         assert [image[name] for image in record["images"]] == pytest.approx(column.tolist(), rel=1e-4, abs=1e-6), name
     assert {"clip_accuracy", "clip_direction", "clip_r_precision"} <= record["mean"].keys()
-    assert record["networks"] == {"structure": "tiny dino", "lpips": "lpips package 0.1, squeeze", "clip": "tiny clip"}
+    expected = frechet_distance(inception(source), inception(edited))
+    assert record["batch"] == {"images": 2, "fid": pytest.approx(expected, rel=1e-3)} and expected > 0
+    assert f"| FID ↓ (n = 2) | {record['batch']['fid']:.2f} |  |  |" in run.captured["table"].splitlines()
+    assert record["networks"] == {
+        "structure": "tiny dino", "lpips": "lpips package 0.1, squeeze", "clip": "tiny clip",
+        "fid": "torch-fidelity package, Inception of 2015-12-05",
+    }  # fmt: skip
     states = [data["nodes"] for kind, data in run.messages if kind == "progress_state"]
     last = [nodes["metrics"] for nodes in states if "metrics" in nodes][-1]
     assert last["value"] == last["max"]
@@ -142,6 +159,10 @@ WRONG = {
     "masks": ({"mask": torch.zeros(3, 40, 48)}, {}, "3 masks for 2 images; connect one for all or one an image"),
     "values": ({"edited": torch.full((2, 40, 48, 3), torch.nan)}, {}, "edited holds NaN or infinite values"),
     "no target": ({}, {"clip": "openai/clip-vit-base-patch32"}, "target_text, which is empty; write what the edited image shall"),
+    "one": (
+        {"source": rand(1, 40, 48, 3), "edited": rand(1, 40, 48, 3), "mask": None}, {"fid": "inception"},
+        "fid compares sets of images and got one a side; batch two or more, or switch fid off",
+    ),
     "lines": ({}, {"target_text": "a\nb\nc"}, "target_text has 3 lines for 2 images"),
     "small": ({"source": rand(2, 8, 8, 3), "edited": rand(2, 8, 8, 3), "mask": None}, {}, "at least 11x11 pixels, got 8x8"),
 }  # fmt: skip
@@ -154,11 +175,12 @@ def test_wrong_input_gets_a_sentence(run_graph, values, change, settings, senten
     assert run.error.startswith("EditMetrics: ") and sentence in run.error
 
 
-def test_a_missing_package_is_named(run_graph, values, networks, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "lpips", None)
-    run = run_graph(graph(lpips="squeeze"), values)
+@pytest.mark.parametrize("setting, package", [({"lpips": "squeeze"}, "lpips"), ({"fid": "inception"}, "torch-fidelity")])
+def test_a_missing_package_is_named(run_graph, values, networks, monkeypatch, setting, package):
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    run = run_graph(graph(**setting), values)
     assert not run.success
-    assert run.error.startswith("EditMetrics: ") and "pip install lpips" in run.error
+    assert run.error.startswith("EditMetrics: ") and f"pip install {package}" in run.error
 
 
 def test_a_damaged_network_is_named(run_graph, values, networks):
@@ -170,22 +192,62 @@ def test_a_damaged_network_is_named(run_graph, values, networks):
     assert run.error.startswith("EditMetrics: ") and str(damaged) in run.error
 
 
+def test_a_damaged_inception_is_named(run_graph, values, tmp_path, monkeypatch):
+    damaged = tmp_path / INCEPTION
+    damaged.write_bytes(b"an error page")
+    monkeypatch.setattr(files, "inception_file", lambda tell: damaged)
+    run = run_graph(graph(fid="inception"), values)
+    assert run.error.strip() == f"EditMetrics: {damaged} is damaged or does not hold the weights of FID's Inception network"
+
+
 def test_no_folder_outside_the_hosts_is_read(networks):
     with pytest.raises(FileNotFoundError, match="models"):
-        files.network_folder("../../..", "vit")
+        files.network_folder("../../..", "vit", print)
 
 
-def test_downloads_are_announced_with_their_size_and_may_fail(run_graph, values, monkeypatch, caplog):
+DOWNLOADS = [
+    ("structure", "facebook/dino-vitb8", "facebook/dino-vitb8 (340 MB)"),
+    ("clip", "openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32 (600 MB)"),
+    ("lpips", "alex", "alexnet-owt-7be5be79.pth (233 MB)"),
+    ("fid", "inception", f"{INCEPTION} (96 MB)"),
+]
+
+
+@pytest.mark.parametrize("setting, name, announced", DOWNLOADS, ids=[setting for setting, *_ in DOWNLOADS])
+def test_downloads_are_announced_before_they_start_and_may_fail(
+    run_graph, values, monkeypatch, caplog, tmp_path, setting, name, announced
+):
+    """On the node and in the log, with their size."""
+    said = []
+
     def offline(*args, **kwargs):
+        assert any(announced in text for text in said) and announced in caplog.text
         raise ConnectionError("no network")
 
+    monkeypatch.setattr(PromptServer.instance, "send_progress_text", lambda text, node_id: said.append(text))
+    monkeypatch.setattr(files, "try_to_load_from_cache", lambda *args: None)
     monkeypatch.setattr(files, "snapshot_download", offline)
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, files.METRICS, ([str(tmp_path / files.METRICS)], set()))
     caplog.set_level(logging.INFO)
-    for setting, name, size in (("structure", "facebook/dino-vitb8", "340 MB"), ("lpips", "alex", "233 MB")):
-        run = run_graph(graph(**{setting: name}), values)
-        assert run.error.startswith("EditMetrics: ") and "no network" in run.error and files.METRICS in run.error
-        assert size in caplog.text
+    run = run_graph(graph(target_text="a dog", **{setting: name}), values)
+    assert run.error.startswith("EditMetrics: ") and "(no network)" in run.error and str(tmp_path / files.METRICS) in run.error
+
+
+def test_a_published_file_is_downloaded_once_and_checked(tmp_path, monkeypatch):
+    content = b"weights"
+    name = f"network-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    for published in (name, "network-00000000.pth"):
+        (tmp_path / published).write_bytes(content)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    told = []
+    for _ in range(2):
+        file = files.published_file((tmp_path / name).as_uri(), 12, "fid", told.append)
+        assert file == tmp_path / "cache" / "checkpoints" / name and file.read_bytes() == content
+    assert len(told) == 1 and "(12 MB)" in told[0]
+    with pytest.raises(OSError, match=r"could not be downloaded \(invalid hash value .* or switch fid off"):
+        files.published_file((tmp_path / "network-00000000.pth").as_uri(), 12, "fid", told.append)
 
 
 def test_nothing_is_downloaded_before_it_is_run(run_graph, values, monkeypatch):

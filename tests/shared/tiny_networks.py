@@ -1,7 +1,8 @@
-"""Random networks of the real classes, small, saved in the layout that the hub has them in."""
+"""Random networks of the real classes, small where they can be, saved in the layouts that they are published in."""
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, ViTConfig, ViTModel
@@ -39,9 +40,29 @@ def save_clip(folder: Path) -> Path:
 
 
 def save_lpips_trunk(file: Path, network: str) -> Path:
-    """Weights of one of torchvision's networks, as it publishes them."""
+    """Weights of one of torchvision's networks as it publishes them, but for the classifier, which LPIPS does not have."""
     from torchvision import models
 
+    with torch.device("meta"):
+        features = models.get_model(network).features
+    features.to_empty(device="cpu")
     torch.manual_seed(0)
-    torch.save(models.get_model(network).state_dict(), file)
+    for layer in features.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.reset_parameters()
+    torch.save({f"features.{key}": tensor for key, tensor in features.state_dict().items()}, file)
+    return file
+
+
+def save_inception(file: Path) -> Path:
+    """All of FID's Inception, so tuned that images still differ after its 94 layers."""
+    from torch_fidelity import FeatureExtractorInceptionV3
+
+    with patch("torch.load"), patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
+        network = FeatureExtractorInceptionV3("inception", ["2048"], "no file")
+    torch.manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+    torch.save(network.state_dict(), file)
     return file
