@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from toy_edits import Edit, edits, values
+from toy_bench import Edit, draw_edits, values
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from common import pack, start_host
@@ -63,7 +63,7 @@ class Bench:
         source, target = edit.words
         if method == METHODS[1]:
             return [source, target]
-        known = values(self.scene, edit.attribute)
+        known = values(self.scene, edit.kind)
         others = [value for value in known[known.index(target) :] + known[: known.index(target)] if value != source]
         return [*others, source][:PROMPTS]
 
@@ -84,7 +84,7 @@ class Bench:
     def truth(self, edit: Edit) -> torch.Tensor:
         """(H, W), bool."""
         mask = np.maximum(self.scene.object_mask(edit.source), self.scene.object_mask(edit.target))
-        if edit.attribute == "pattern":
+        if edit.kind == "pattern":
             mask = 1 - np.maximum(mask, self.scene.bystander_mask(edit.source))
         return torch.from_numpy(mask > 0.5)
 
@@ -191,7 +191,7 @@ def main() -> None:
 
     with torch.inference_mode():
         bench, began = Bench(), time.monotonic()
-        todo = list(edits(bench.scene, options.scenes, ATTRIBUTES))
+        todo = draw_edits(bench.scene, options.scenes, ATTRIBUTES)
         scores = torch.load(options.scores) if options.scores and options.scores.exists() else []
         for start in range(len(scores) * options.batch, len(todo), options.batch):
             scores.append(bench.run(todo[start : start + options.batch]))
@@ -199,7 +199,7 @@ def main() -> None:
                 torch.save(scores, options.scores)
             print(f"{time.monotonic() - began:6.0f} s  {start + options.batch} edits", file=sys.stderr)
         ceiling = bench.ceiling(bench.truths(todo))
-    results = Results(torch.cat(scores, dim=-1), [edit.attribute for edit in todo])
+    results = Results(torch.cat(scores, dim=-1), [edit.kind for edit in todo])
     print(results.table(ceiling), results.ablations(), sep="\n\n")
     if options.json:
         records = [setting._asdict() | {m: results.mean(m, setting) for m in METHODS} for setting in SETTINGS]

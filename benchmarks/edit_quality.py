@@ -1,14 +1,14 @@
-"""Success against preservation: every method on the same held-out toy edits, each over its own strength.
+"""Success against preservation: every method, and every choice the papers leave open, on the same held-out toy edits.
 
-    python benchmarks/edit_quality.py --comfyui PATH [--output DIR] [--jobs N] [--quick]
+    python benchmarks/edit_quality.py --comfyui PATH [--study methods|ablations] [--output DIR] [--jobs N] [--quick]
 
-200 edits, a quarter each of colour, shape, pattern and identity (the same caption on both sides). Success: the classifier finds
-the new attribute; an identity succeeds when it finds all of the old ones. Preservation: PSNR against the source over the pixels
-that the true edit leaves as they are, which the renderer knows; the autoencoder alone is its ceiling. A method that does nothing
-preserves perfectly, hence the curves. Each finished batch is a line of DIR/records.jsonl, and a run that was stopped goes on
-where it was. --quick takes 24 edits and two strengths a method. Toy figures: they say nothing about Stable Diffusion.
+Edits of colour, shape and pattern and, among the methods, identities (the same caption on both sides). What is measured is said
+in toy_bench.score. A method that does nothing preserves perfectly, hence curves. The ablations run on other edits than the
+methods, so that defaults chosen from them are judged on edits that had no part in the choice. Each finished batch is a line of
+DIR/records.jsonl, by the setting itself, and a run that was stopped goes on where it was. --quick takes 24 edits and one or two
+strengths a method. Toy figures: they say nothing about Stable Diffusion.
 
-A further method is a function of (bench, batch, start, strength) and a line in CURVES.
+A further method is a line in METHODS: its name, what is varied, and a value of toy_bench for each strength.
 """
 
 from __future__ import annotations
@@ -19,124 +19,91 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 
-import cds_edits
 import numpy as np
 import torch
-from toy_edits import STEPS, Bench, Edit, Method
+from PIL import Image
+from toy_bench import KINDS, Autoencoder, Batch, Bench, Guided, Score, SDEdit, Transplant, draw_edits, score
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from common import ROOT, start_host
 
-KINDS = ("colour", "shape", "pattern", "identity")
-BATCH = 8
+BATCH = 20
+ABLATED = 1000
+"""Number of the first edit of the ablations."""
 
-
-def sdedit(bench: Bench, batch: list[Edit], start: SimpleNamespace, strength: float) -> torch.Tensor:
-    """Noise to a share `strength` of the schedule and sample with the target caption: the host's own sampler."""
-    import comfy.samplers
-
-    guider = comfy.samplers.CFGGuider(bench.model)
-    guider.set_conds(targets(bench, batch), bench.conditioning([bench.encode("")] * len(batch)))
-    guider.set_cfg(5.0)
-    noise = torch.randn(start.latent.shape, generator=torch.Generator().manual_seed(0))
-    sigmas = bench.sigmas[round((1 - strength) * STEPS) :]
-    euler = comfy.samplers.sampler_object("euler")
-    return bench.vae.decode(guider.sample(noise, start.latent, euler, sigmas, disable_pbar=True, seed=0))
-
-
-def word_swap(bench: Bench, batch: list[Edit], start: SimpleNamespace, cfg: float) -> torch.Tensor:
-    return bench.sample(Method("", direction=False, cfg=cfg), batch, start)
-
-
-def pix2pix_zero(bench: Bench, batch: list[Edit], start: SimpleNamespace, lambda_xa: float) -> torch.Tensor:
-    return bench.sample(Method("", direction=False, lambda_xa=lambda_xa), batch, start)
-
-
-def zerocon(bench: Bench, batch: list[Edit], start: SimpleNamespace, lambda_xa: float) -> torch.Tensor:
-    """lambda_cut is ten times lambda_xa, as in the shipped workflow for SD."""
-    return bench.sample(Method("", direction=False, lambda_xa=lambda_xa, lambda_cut=10 * lambda_xa), batch, start)
-
-
-def cds(bench: Bench, batch: list[Edit], start: SimpleNamespace, w_cut: float) -> torch.Tensor:
-    return cds_edits.edit(bench, batch, cds_edits.Setting("descending", 0.15, w_cut))[1]
-
-
-def dds(bench: Bench, batch: list[Edit], start: SimpleNamespace, step_size: float) -> torch.Tensor:
-    return cds_edits.edit(bench, batch, cds_edits.Setting("descending", step_size, 0.0))[1]
-
-
-def autoencoder(bench: Bench, batch: list[Edit], start: SimpleNamespace, _: float) -> torch.Tensor:
-    return bench.vae.decode(start.latent)
+Method = Callable[[Batch], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A method and the strengths it is run at, from the gentlest to the strongest edit."""
+    """A method at several strengths, from the gentlest to the strongest edit."""
 
-    edit: Callable[[Bench, list[Edit], SimpleNamespace, float], torch.Tensor]
+    name: str
     over: str
-    strengths: tuple[float, ...]
+    points: dict[float | str, Method]
 
 
-CURVES = {
-    "autoencoder": Curve(autoencoder, "-", (0.0,)),
-    "SDEdit": Curve(sdedit, "strength", (0.4, 0.6, 0.8, 1.0)),
-    "DDIM + word swap": Curve(word_swap, "cfg", (1.0, 2.0, 3.5, 5.0, 7.5)),
-    "pix2pix-zero": Curve(pix2pix_zero, "lambda_xa", (0.4, 0.2, 0.1, 0.05)),
-    "zeroCon": Curve(zerocon, "lambda_xa", (0.2, 0.1, 0.05, 0.025)),
-    "DDS": Curve(dds, "step size", (0.05, 0.1, 0.15, 0.3)),
-    "CDS": Curve(cds, "w_cut", (150.0, 60.0, 20.0, 5.0)),
-}
+def over(name: str, parameter: str, values: Iterable, method: Callable[[float], Method]) -> Curve:
+    return Curve(name, parameter, {value: method(value) for value in values})
 
 
-def targets(bench: Bench, batch: list[Edit]) -> list:
-    return bench.conditioning([bench.encode(bench.core.scene.caption(edit.target)) for edit in batch])
+METHODS = [
+    Curve("autoencoder", "-", {"-": Autoencoder()}),
+    over("SDEdit", "strength", (0.5, 0.7, 0.9), lambda v: SDEdit(v)),
+    over("DDIM + word swap", "cfg", (2.0, 3.5, 5.0), lambda v: Guided(cfg=v)),
+    over("DiffEdit", "strength", (0.6, 0.8, 1.0), lambda v: Guided(mask=0, strength=v)),
+    over("pix2pix-zero", "lambda_xa", (0.2, 0.1), lambda v: Guided(v, reference="sampled")),
+    over("pix2pix-zero, Direct Inversion", "lambda_xa", (0.2, 0.1, 0.05), lambda v: Guided(v)),
+    over("pix2pix-zeroCon", "lambda_xa", (0.2, 0.1, 0.05), lambda v: Guided(v, 1.0)),
+    over("pix2pix-zeroCon + mask", "lambda_xa", (0.2, 0.1), lambda v: Guided(v, 1.0, mask=1)),
+    over("DDS", "step_size", (0.15, 0.3), lambda v: Score(step_size=v)),
+    over("CDS", "w_cut", (60.0, 20.0, 5.0), lambda v: Score(v)),
+    over("CDS + mask", "w_cut", (20.0, 5.0), lambda v: Score(v, mask=1)),
+]
 
+ABLATIONS = [
+    *(
+        over(f"zeroCon, lambda_cut {weight:g}", "lambda_xa", (0.1, 0.05), lambda v, weight=weight: Guided(v, weight))
+        for weight in (0.0, 0.5, 1.0, 2.0, 4.0)
+    ),
+    over("CDS, weight", "w_cut", (0.0, 5.0, 10.0, 20.0, 40.0, 80.0), lambda v: Score(v)),
+    *(
+        over(f"CDS, loss on {place}", "w_cut", (40.0, 20.0), lambda v, place=place: Score(v, place=place))
+        for place in ("self-attention", "cross-attention", "output")
+    ),
+    *(
+        over(f"CDS, layers {name}", "w_cut", (40.0, 20.0), lambda v, blocks=blocks: Score(v, blocks=blocks))
+        for name, blocks in (("encoder", ("input",)), ("encoder and decoder", ("input", "middle", "output")))
+    ),
+    over("CDS, patch sizes", "at w_cut 20", ((1,), (2,), (4,), (1, 2), (1, 2, 4)), lambda v: Score(20.0, sizes=v)),
+    over("CDS, patches", "at w_cut 20", (16, 64, 256), lambda v: Score(20.0, patches=v)),
+    over("CDS, contrast", "at w_cut 20", ("cds", "cut"), lambda v: Score(20.0, contrast=v)),
+    over("CDS, order", "at w_cut 20", ("random", "descending"), lambda v: Score(20.0, order=v)),
+    over("zeroCon, reference", "at 0.1, 1", ("sampled", "inverted"), lambda v: Guided(0.1, 1.0, reference=v)),
+    over("zeroCon, lambda_ac and lambda_kl", "at 0.1, 1", (0.0, 20.0), lambda v: Guided(0.1, 1.0, lambda_noise=v)),
+    over("zeroCon, refinements", "at 0.1, 1", (0, 2), lambda v: Guided(0.1, 1.0, refinements=v)),
+    over("zeroCon, contrast", "at 0.1, 1", ("cds", "cut"), lambda v: Guided(0.1, 1.0, contrast=v)),
+    Curve(
+        "zeroCon, layers", "at 0.1, 1",
+        {"decoder": Guided(0.1, 1.0), "encoder": Guided(0.1, 1.0, blocks=("input",)),
+         "encoder and decoder": Guided(0.1, 1.0, blocks=("input", "middle", "output"))},
+    ),
+    over("zeroCon, end_percent", "at 0.1, 1", (0.5, 0.75, 1.0), lambda v: Guided(0.1, 1.0, end=v)),
+    Curve(
+        "autoencoder, object's latents", "of the",
+        {"source": Autoencoder(), "true edit": Transplant("true edit"), "other picture": Transplant("other picture")},
+    ),
+]  # fmt: skip
 
-def draw_edits(scene, first: int, count: int) -> list[Edit]:
-    """Edits number `first` and on, the kinds in turn; the new value is drawn with the number as its seed."""
-    values = {"colour": scene.COLOURS, "shape": scene.SHAPES, "pattern": scene.PATTERNS}
-    drawn = []
-    for number in range(first, first + count):
-        source, kind = scene.scene_from_seed(scene.HELD_OUT_SEED + number), KINDS[number % len(KINDS)]
-        target = source
-        if kind != "identity":
-            others = [value for value in values[kind] if value != getattr(source, kind)]
-            target = replace(source, **{kind: others[np.random.default_rng(number).integers(len(others))]})
-        drawn.append(Edit(source, target, kind))
-    return drawn
+PICTURED = [Guided(), Guided(0.1, reference="sampled"), Guided(0.1, 1.0), Guided(mask=0, strength=0.8), Score(), Score(20.0)]
 
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(-10 * (a - b).square().mean().log10())
-
-
-def score(bench: Bench, batch: list[Edit], images: torch.Tensor) -> list[dict]:
-    """One record an edit."""
-    render = bench.core.scene.render
-    found = bench.core.classifier.classify(images, bench.judge)
-    records = []
-    for i, edit in enumerate(batch):
-        source, truth = (torch.from_numpy(render(scene)) for scene in (edit.source, edit.target))
-        unchanged = (source == truth).all(-1)
-        right = {name: getattr(found, name)[i] == getattr(edit.target, name) for name in ("colour", "shape", "pattern")}
-        records.append(
-            {
-                "kind": edit.attribute,
-                "success": right.get(edit.attribute, all(right.values())),
-                "others kept": all(value for name, value in right.items() if name != edit.attribute),
-                "preservation": psnr(images[i][unchanged], source[unchanged]),
-                "truth": psnr(images[i], truth),
-            }
-        )
-    return records
+STUDIES = {"methods": METHODS, "ablations": ABLATIONS}
 
 
 @lru_cache(maxsize=1)
@@ -145,9 +112,8 @@ def bench() -> Bench:
 
 
 @lru_cache(maxsize=1)
-def inverted(first: int, count: int) -> tuple[list[Edit], SimpleNamespace]:
-    batch = draw_edits(bench().core.scene, first, count)
-    return batch, bench().invert(batch)
+def draw(first: int, count: int, kinds: tuple[str, ...]) -> Batch:
+    return Batch(bench(), draw_edits(bench().core.scene, count, kinds, first))
 
 
 def start_worker(comfyui: Path) -> None:
@@ -156,73 +122,109 @@ def start_worker(comfyui: Path) -> None:
 
 
 @torch.inference_mode()
-def work(method: str, strength: float, first: int, count: int) -> dict:
+def work(method: Method, first: int, count: int, kinds: tuple[str, ...]) -> dict:
     """One line of the records file."""
-    batch, start = inverted(first, count)
-    began = time.monotonic()
-    images = CURVES[method].edit(bench(), batch, start, strength)
-    line = {"method": method, "strength": strength, "first": first, "count": count}
-    return line | {"seconds": time.monotonic() - began, "edits": score(bench(), batch, images)}
+    batch = draw(first, count, kinds)
+    began = time.process_time()
+    latent = method(batch)
+    seconds = time.process_time() - began
+    images = bench().vae.decode(latent)
+    return {"setting": repr(method), "first": first, "count": count, "seconds": seconds, "edits": score(batch, images)}
 
 
-def summary(lines: list[dict]) -> list[dict]:
-    """A row a method and strength."""
-    rows = []
-    for method, curve in CURVES.items():
-        for strength in curve.strengths:
-            done = [line for line in lines if (line["method"], line["strength"]) == (method, strength)]
+def rows(curves: list[Curve], lines: list[dict]) -> list[dict]:
+    """A row a curve and strength."""
+    made = []
+    for curve in curves:
+        for value, method in curve.points.items():
+            done = [line for line in lines if line["setting"] == repr(method)]
             records = [record for line in done for record in line["edits"]]
             if records:
-                rows.append({"method": method, "over": curve.over, "strength": strength} | figures(records))
-                rows[-1]["seconds"] = sum(line["seconds"] for line in done) / len(records)
-    return rows
+                value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+                made.append({"method": curve.name, "over": curve.over, "value": value} | figures(records))
+                made[-1]["seconds"] = sum(line["seconds"] for line in done) / len(records)
+    return made
 
 
-def figures(records: list[dict]) -> dict[str, float]:
+def figures(records: list[dict]) -> dict[str, float | int | None]:
+    """Means over the edits, and over the identities for what is named after them; None without any."""
     edits = [record for record in records if record["kind"] != "identity"]
-    identities = [record for record in records if record["kind"] == "identity"]
 
-    def mean(part: list[dict], column: str) -> float:
-        return float(np.mean([record[column] for record in part]))
+    def mean(column: str, part: list[dict]) -> float | None:
+        return float(np.mean([record[column] for record in part])) if part else None
 
-    by_kind = {kind: mean([r for r in records if r["kind"] == kind], "success") for kind in KINDS}
+    by_kind = {kind: [record for record in records if record["kind"] == kind] for kind in KINDS}
+    columns = ("success", "others kept", "pose kept", "background", "bystander", "truth")
     return {
-        "edits": len(records), "success": mean(edits, "success"), **by_kind, "others kept": mean(edits, "others kept"),
-        "preservation": mean(edits, "preservation"), "identity preservation": mean(identities, "preservation"),
-        "truth": mean(edits, "truth"),
-    }  # fmt: skip
+        "edits": len(records),
+        **{column: mean(column, edits) for column in columns},
+        **{kind: mean("success", part) for kind, part in by_kind.items()},
+        "identity background": mean("background", by_kind["identity"]),
+    }
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown; shares in percent, PSNR in dB."""
-    shares, levels = ("success", *KINDS, "others kept"), ("preservation", "identity preservation", "truth")
-    lines = ["| method | over | " + " | ".join(shares + levels) + " | s an edit |", "|---|---|" + "---|" * 10]
-    for row in rows:
-        cells = [row["method"], f"{row['over']} {row['strength']:g}", *(f"{row[c]:.0%}" for c in shares)]
-        cells += [f"{row[c]:.1f}" for c in (*levels, "seconds")]
+SHARES = ("success", "colour", "shape", "pattern", "identity", "others kept", "pose kept")
+LEVELS = ("background", "bystander", "truth", "identity background", "seconds")
+
+
+def table(made: list[dict]) -> str:
+    """Markdown; shares in percent, PSNR in dB, seconds of one core an edit. Columns without any value are left out."""
+    shares, levels = ([c for c in columns if any(row[c] is not None for row in made)] for columns in (SHARES, LEVELS))
+    lines = [f"| method | over | {' | '.join((*shares, *levels))} |", "|---|---|" + "---|" * len((*shares, *levels))]
+    for row in made:
+        value = f"{row['value']:g}" if isinstance(row["value"], float | int) else row["value"]
+        setting = f"{row['over']} {value}" if row["over"] != "-" else "-"
+        cells = [row["method"], setting, *(f"{row[c]:.0%}" for c in shares), *(f"{row[c]:.1f}" for c in levels)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def plot(rows: list[dict], file: Path) -> None:
-    """Success over preservation, a curve a method."""
+def front(made: list[dict]) -> list[dict]:
+    """The rows that no other row beats in both success and background: the Pareto front."""
+    point = lambda row: (row["success"], row["background"])  # noqa: E731
+    beats = lambda a, b: a != b and all(x >= y for x, y in zip(a, b, strict=True))  # noqa: E731
+    return [row for row in made if not any(beats(point(other), point(row)) for other in made)]
+
+
+def plot(made: list[dict], file: Path) -> None:
+    """Success over preservation, a curve a method; points on the Pareto front are ringed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
-    for method in dict.fromkeys(row["method"] for row in rows):
-        points = [row for row in rows if row["method"] == method]
-        x, y = [row["preservation"] for row in points], [100 * row["success"] for row in points]
-        axes.plot(x, y, "o-", label=f"{method}, over {points[0]['over']}" if len(points) > 1 else method)
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    for number, method in enumerate(dict.fromkeys(row["method"] for row in made)):
+        points = [row for row in made if row["method"] == method]
+        x, y = [row["background"] for row in points], [100 * row["success"] for row in points]
+        label = f"{method}, over {points[0]['over']}" if len(points) > 1 else method
+        axes.plot(x, y, "so"[number % 2] + "-", color=pyplot.colormaps["tab20"](number), label=label)
         for row, at in zip(points, zip(x, y, strict=True), strict=True):
             if len(points) > 1:
-                axes.annotate(f"{row['strength']:g}", at, (4, 4), textcoords="offset points", fontsize=7)
+                axes.annotate(f"{row['value']:g}", at, (4, 4), textcoords="offset points", fontsize=7)
+    ringed = front(made)
+    axes.plot(
+        [row["background"] for row in ringed], [100 * row["success"] for row in ringed], "o", markersize=13, fillstyle="none",
+        color="black", label="Pareto front",
+    )  # fmt: skip
     axes.set(xlabel="preservation: PSNR where the true edit changes nothing, dB", ylabel="success, %", ylim=(-3, 103))
-    axes.set_title(f"Toy world, {rows[0]['edits']} edits: up and to the right is better", fontsize=10)
-    axes.legend(fontsize=8)
-    figure.savefig(file, dpi=150)
+    axes.set_title(f"Toy world, {made[0]['edits']} edits: up and to the right is better", fontsize=10)
+    axes.legend(fontsize=8, loc="lower left")
+    figure.savefig(file, dpi=130)
+
+
+@torch.inference_mode()
+def draw_sheet(count: int = 8) -> Image.Image:
+    """The first edits of colour, shape and pattern: source, one row a method of PICTURED, true edit."""
+    batch = draw(0, count, KINDS[:3])
+    truth = np.stack([bench().core.scene.render(edit.target) for edit in batch.edits])
+    results = [bench().vae.decode(method(batch)).numpy() for method in PICTURED]
+    framed = [
+        np.pad(row, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=1.0) for row in (batch.images.numpy(), *results, truth)
+    ]
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in framed])
+    picture = Image.fromarray((sheet.clip(0, 1) * 255).round().astype(np.uint8))
+    return picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST)
 
 
 def read_lines(file: Path) -> list[dict]:
@@ -237,38 +239,48 @@ def read_lines(file: Path) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True)
+    parser.add_argument("--study", choices=STUDIES, default="methods")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "edit_quality")
-    parser.add_argument("--methods", nargs="+", choices=CURVES, default=list(CURVES))
-    parser.add_argument("--edits", type=int, default=200)
+    parser.add_argument("--edits", type=int, help="default: 200 for the methods, 60 for the ablations")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, one core each")
+    parser.add_argument("--only", nargs="+", default=[""], help="curves whose names begin so")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--picture", type=Path, help="where to draw some methods side by side; nothing else is done then")
     options = parser.parse_args()
-    count = 24 if options.quick else options.edits
+    if options.picture:
+        start_worker(options.comfyui)
+        draw_sheet().save(options.picture)
+        return
+    methods = options.study == "methods"
+    count = 24 if options.quick else options.edits or (200 if methods else 60)
+    kinds, begin = (KINDS, 0) if methods else (KINDS[:3], ABLATED)
+    curves = [curve for curve in STUDIES[options.study] if curve.name.startswith(tuple(options.only))]
+    if options.quick:
+        curves = [Curve(curve.name, curve.over, dict(list(curve.points.items())[::2])) for curve in curves]
+    settings = list(dict.fromkeys(method for curve in curves for method in curve.points.values()))
+    # Batch by batch, so that what a worker knows of the sources serves all methods.
+    parts = [(first, min(BATCH, begin + count - first)) for first in range(begin, begin + count, BATCH)]
+    wanted = {(repr(method), *part): (method, *part, kinds) for part in parts for method in settings}
+
     options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "records.jsonl"
-    lines = read_lines(file)
-    done = {(line["method"], line["strength"], line["first"], line["count"]) for line in lines}
-    # Batch by batch, so that a worker's inversion serves all methods.
-    wanted = [
-        (method, strength, first, min(BATCH, count - first))
-        for first in range(0, count, BATCH)
-        for method in options.methods
-        for strength in CURVES[method].strengths[:: 3 if options.quick else 1]
-    ]
-    todo = [task for task in wanted if task not in done]
+    lines = {(line["setting"], line["first"], line["count"]): line for line in read_lines(file)}
+    todo = [task for key, task in wanted.items() if key not in lines]
     spawn, began = multiprocessing.get_context("spawn"), time.monotonic()
     with ProcessPoolExecutor(options.jobs, spawn, start_worker, (options.comfyui,)) as pool, file.open("a") as stream:
         for number, future in enumerate(as_completed([pool.submit(work, *task) for task in todo]), 1):
-            lines.append(future.result())
-            stream.write(json.dumps(lines[-1]) + "\n")
+            line = future.result()
+            lines[line["setting"], line["first"], line["count"]] = line
+            stream.write(json.dumps(line) + "\n")
             stream.flush()
             left = (time.monotonic() - began) / number * (len(todo) - number)
-            print(f"{number}/{len(todo)}, {left / 60:.0f} min left: {lines[-1]['method']}", file=sys.stderr, flush=True)
-    rows = summary([line for line in lines if (line["method"], line["strength"], line["first"], line["count"]) in set(wanted)])
-    (options.output / "table.md").write_text(table(rows) + "\n")
-    (options.output / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
-    plot(rows, options.output / "success_preservation.png")
-    print(table(rows))
+            print(f"{number}/{len(todo)}, {left / 60:.0f} min left: {line['setting']}", file=sys.stderr, flush=True)
+    made = rows(curves, [lines[key] for key in wanted])
+    (options.output / f"{options.study}.md").write_text(table(made) + "\n")
+    (options.output / f"{options.study}.json").write_text(json.dumps(made, indent=1) + "\n")
+    if methods:
+        plot(made, options.output / "success_preservation.png")
+    print(table(made))
 
 
 if __name__ == "__main__":

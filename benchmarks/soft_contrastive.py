@@ -21,7 +21,7 @@ import torch
 
 sys.path += [str(Path(__file__).parents[1] / "training"), str(Path(__file__).parent)]
 from common import pack, start_host
-from toy_edits import edits
+from toy_bench import draw_edits
 
 IMAGES, BATCH, TARGETS, RANK, LEARNING_RATE = 64, 2, 3, 8, 1e-3
 STEPS, CFG = 10, 5.0
@@ -56,7 +56,7 @@ class Bench:
         self.classify, self.judge = classifier.classify, classifier.load_classifier()
         self.pictures = [self.scene.scene_from_seed(seed) for seed in range(IMAGES)]
         self.images = self.finetune.model_latents(self.model, self.vae.encode(self.render(self.pictures)).split(1))
-        self.edits = list(edits(self.scene, count))
+        self.edits = draw_edits(self.scene, count, ("colour", "shape"))
         self.sources = self.render([edit.source for edit in self.edits])
         self.latents = self.vae.encode(self.sources)
         self.embeddings = self.finetune.Embeddings(self.conditioning.SentenceEncoder(self.clip))
@@ -111,11 +111,11 @@ class Bench:
             mask = np.maximum(self.scene.object_mask(edit.source), self.scene.object_mask(edit.target))
             outside = torch.from_numpy(mask == 0)
             error = (images[i] - self.sources[i])[outside].square().mean()
-            kept = [a for a in ("colour", "shape", "pattern") if a != edit.attribute]
+            kept = [a for a in ("colour", "shape", "pattern") if a != edit.kind]
             records.append(
                 {
-                    "attribute": edit.attribute,
-                    "success": getattr(found, edit.attribute)[i] == edit.words[1],
+                    "attribute": edit.kind,
+                    "success": getattr(found, edit.kind)[i] == edit.words[1],
                     "others kept": all(getattr(found, a)[i] == getattr(edit.source, a) for a in kept),
                     "PSNR outside": float(-10 * error.log10()),
                     "SSIM outside": float(similarity[i].mean(0)[outside].mean()),

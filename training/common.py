@@ -26,7 +26,7 @@ Loss = Callable[[torch.Generator], torch.Tensor]
 def start_host(comfyui: Path) -> None:
     """Make ComfyUI's `comfy` importable, on the CPU and with gradients."""
     sys.path.insert(0, str(comfyui.expanduser().resolve()))
-    sys.argv = [sys.argv[0], "--cpu"]
+    sys.argv = [sys.argv[0], "--cpu", "--use-pytorch-cross-attention"]  # the faster kernel on a CPU
     options = importlib.import_module("comfy.options")
     options.enable_args_parsing()
 

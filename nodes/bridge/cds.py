@@ -137,7 +137,7 @@ def optimize(
 ) -> list[Tensor]:
     """The edit of latent_image (B, C, H, W) for each target of `guider`, in LATENT space.
 
-    One iteration a timestep. Where `mask`, already (B, C, H, W), is 0 they are the source bit for bit.
+    One iteration a timestep. Where `mask` (B, 1, H, W) is 0 they are the source bit for bit.
     """
     sigmas = model.get_model_object("model_sampling").sigma(timesteps)
     edited = guider.sample(
@@ -150,6 +150,10 @@ def optimize(
 
 
 def mask_for(samples: Tensor, masks: list[Tensor]) -> Tensor | None:
-    """The product of `masks`, each resized as the host does to samples (B, C, H, W); None without any."""
-    resized = [comfy.utils.reshape_mask(mask.float(), samples.shape) for mask in masks]
+    """The product (B, 1, H, W) of `masks`, each resized as the host does to samples (B, C, H, W); None without any.
+
+    One channel: the sampler reshapes masks once more, and would take the channels of the first sample for further samples.
+    """
+    batch, _, *size = samples.shape
+    resized = [comfy.utils.reshape_mask(mask.float(), (batch, 1, *size)) for mask in masks]
     return torch.stack(resized).prod(0) if resized else None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from comfy.model_base import ModelType
 from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_bytes, tiny_unet
 from zerocon_pack.nodes.bridge.attention import HookedLayers, decoder_self_attention, hook_layers
-from zerocon_pack.nodes.bridge.cds import CDSGuider, CDSSampler, optimize
+from zerocon_pack.nodes.bridge.cds import CDSGuider, CDSSampler, mask_for, optimize
 from zerocon_pack.zerocon_core.cds import CDSWeights
 from zerocon_pack.zerocon_core.patchnce import PatchNCE
 
@@ -161,13 +161,21 @@ def test_passes_of_an_iteration(family, options, no_grad, grad):
 
 def test_masks():
     model, latent = tiny_unet(), randn(2, 4, 8, 8)
-    left = torch.zeros_like(latent)
+    left = torch.zeros(2, 1, 8, 8)
     left[..., :4] = 1
     whole = edit(model, latent)
-    assert torch.equal(edit(model, latent, mask=torch.ones_like(latent)), whole)
+    assert torch.equal(edit(model, latent, mask=torch.ones_like(left)), whole)
     for half in edit(model, latent, mask=left, targets=(TARGET, OTHER)):
         assert torch.equal(half[..., 4:], latent[..., 4:])
         assert relative_error(half[..., :4], latent[..., :4]) > 0.01
+
+
+def test_each_sample_of_a_batch_is_edited_inside_its_own_mask():
+    model, latent = tiny_unet(), randn(3, 4, 8, 8)
+    masks = torch.zeros(3, 32, 32)
+    masks[0, :16], masks[1, :, 16:], masks[2, 16:, :16] = 1, 1, 1
+    moved = (edit(model, latent, mask=mask_for(latent, [masks])) != latent).any(1)
+    assert torch.equal(moved, masks[:, ::4, ::4] == 1)
 
 
 def test_same_seed_same_bits_and_another_seed_another_edit():

@@ -1,0 +1,111 @@
+"""The methods of the benchmark of edits do what their settings say, in a run of few steps."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path += [str(Path(__file__).parents[2] / folder) for folder in ("benchmarks", "training")]
+import toy_bench
+from toy_bench import Batch, Guided, Score, Transplant, draw_edits
+
+
+@pytest.fixture(scope="module")
+def batch():
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(toy_bench, "STEPS", 5)
+        patch.setattr(toy_bench, "ITERATIONS", 2)
+        bench = toy_bench.Bench()
+        yield Batch(bench, draw_edits(bench.core.scene, 4))
+
+
+IDENTITY = toy_bench.KINDS.index("identity")
+
+
+def test_without_weights_it_is_the_hosts_sampler_from_the_inverted_noise(batch):
+    import comfy.samplers
+
+    guider = comfy.samplers.CFGGuider(batch.bench.model)
+    guider.set_conds(batch.target, batch.negative)
+    guider.set_cfg(toy_bench.CFG)
+    noise, _ = batch.inverted()
+    assert torch.equal(Guided()(batch), batch.sample(guider, noise, batch.bench.sigmas))
+
+
+def test_a_sampled_reference_runs_from_the_noise_to_what_the_sampler_makes_of_it(batch):
+    noise, inverted = batch.inverted()
+    sampled = batch.sampled(noise)
+    assert len(sampled.latents) == len(sampled.sigmas) == len(inverted.latents)
+    assert torch.allclose(sampled.latents[0], inverted.latents[0], atol=1e-4)
+    guider = batch.bench.bridge.inversion.ConditionalGuider(batch.bench.model, batch.source)
+    end = batch.bench.model.model.process_latent_in(batch.sample(guider, noise, batch.bench.sigmas))
+    assert torch.equal(sampled.latents[-1], end)
+    assert not torch.equal(sampled.latents[-1], inverted.latents[-1])
+
+
+def test_diffedit_gives_an_identity_back_and_the_source_outside_its_mask(batch):
+    edited, mask = Guided(mask=0, strength=0.8)(batch), batch.mask(0)
+    assert not mask[IDENTITY].any() and mask[:IDENTITY].flatten(1).any(1).all()
+    outside = (mask == 0).unsqueeze(1).expand_as(edited)
+    assert torch.allclose(edited[outside], batch.latent[outside], atol=1e-4)
+    assert (edited - batch.latent)[~outside].abs().max() > 0.1
+
+
+def test_a_grown_mask_holds_the_found_one_and_its_neighbours(batch):
+    found, grown = batch.mask(0)[0], batch.mask(1)[0]
+    for y, x in found.nonzero().tolist():
+        assert grown[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].all()
+    assert grown.sum() > found.sum()
+
+
+def test_where_the_contrast_reads_makes_a_difference_and_nothing_without_weight(batch):
+    places = ("self-attention", "cross-attention", "output")
+    dds = Score()(batch)
+    results = [Score(20.0, place=place)(batch) for place in places]
+    for i, result in enumerate(results):
+        assert all(not torch.equal(result, other) for other in (dds, *results[:i]))
+    for place in places:
+        assert torch.equal(Score(place=place)(batch), dds)
+
+
+def test_reading_the_output_is_contrast_of_the_noise_prediction(batch):
+    """The first iteration against plain autograd through the model's weights."""
+    bench, w_cut, step = batch.bench, 20.0, 0.3
+    core = bench.core.cds
+    unet = bench.model.model
+
+    def eps(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        levels = sigma * torch.ones(len(x))
+        return (x - unet.apply_model(x, levels, c_crossattn=embeddings, transformer_options={})) / sigma
+
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([bench.model])
+    timestep = core.draw_timesteps(toy_bench.ITERATIONS, 50, 948, "descending", torch.Generator())[:1]
+    with torch.inference_mode(False), torch.enable_grad():
+        for parameter in unet.diffusion_model.parameters():
+            if parameter.is_inference():
+                pytest.skip("the weights are inference tensors here: plain autograd has no gradient to compare with")
+        sigma = bench.model.get_model_object("model_sampling").sigma(timestep)[0].clone()
+        z = unet.process_latent_in(batch.latent).clone()
+        noise = torch.randn(z.shape[1:], generator=torch.Generator().manual_seed(0)).expand_as(z)
+        embeddings = batch.source[0][0].clone()
+        reference = eps(z + sigma * noise, sigma).detach()
+        embeddings = batch.target[0][0].clone()
+        moved = z.clone().requires_grad_(True)
+        pairs = [(eps(moved + sigma * noise, sigma), reference)]
+        loss = bench.core.patchnce.patch_nce_loss(pairs, bench.core.patchnce.PatchNCE(), torch.Generator().manual_seed(0))
+        (gradient,) = torch.autograd.grad(loss.sum(), moved)
+    expected = -step * w_cut * z[0, 0].numel() / 2000 * gradient
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy_bench, "ITERATIONS", 1)
+        both, alone = (unet.process_latent_in(Score(w, place="output")(batch)) for w in (w_cut, 0.0))
+    assert (both - alone - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_a_transplant_leaves_what_is_far_from_the_object(batch):
+    moved = Transplant("other picture")(batch)
+    changed = (moved != batch.latent).any(1)
+    assert changed.flatten(1).any(1).all() and not changed.flatten(1).all(1).any()
