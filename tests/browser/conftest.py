@@ -25,8 +25,7 @@ def chromium() -> None:
 def client(chromium: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     comfyui = find_comfyui()
     with comfy_server(comfyui, tmp_path_factory.mktemp("server")) as client:
-        for picture in (ROOT / "assets" / "toy_scene.png", comfyui / "input" / "example.png"):
-            client.upload(picture)
+        client.upload(comfyui / "input" / "example.png")
         yield client
 
 

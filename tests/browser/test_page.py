@@ -127,7 +127,7 @@ def in_the_toy_world(blueprint: dict) -> dict:
             values[0] = 20
     around = [
         {"id": 2, "type": "ZeroConToyWorld", "outputs": ["MODEL", "CLIP", "VAE"]},
-        {"id": 3, "type": "LoadImage", "outputs": ["IMAGE", "MASK"], "widgets_values": ["toy_scene.png", "image"]},
+        {"id": 3, "type": "ZeroConToyScene", "outputs": ["IMAGE"], "widgets_values": [4, "fixed", "red", "random", "random", 64]},
         {"id": 4, "type": "SaveImage", "outputs": [], "widgets_values": ["blueprint"]},
     ]
     for other in around:

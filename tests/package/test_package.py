@@ -44,8 +44,7 @@ def test_the_archive_holds_all_of_the_pack(names):
 
 def test_the_archive_holds_nothing_for_maintainers(names):
     folders = {name.split("/")[0] for name in names if "/" in name}
-    assert folders == {*SHIPPED, "assets"}
-    assert {name for name in names if name.startswith("assets/")} == {"assets/toy_scene.png"}
+    assert folders == {*SHIPPED}
     assert "dev.py" not in names
 
 
@@ -101,14 +100,11 @@ def test_templates_and_help_pages_are_served(client, installed):
 
 
 @pytest.fixture
-def toy_graph(client, installed) -> dict:
+def toy_graph(installed) -> dict:
     """The toy workflow of the archive with few steps."""
     graph = json.loads((installed / "workflows" / "api" / "zerocon_toy.json").read_text(encoding="utf-8"))
-    picture = client.upload(installed / "assets" / "toy_scene.png")
     for node in graph.values():
-        if node["class_type"] == "LoadImage":
-            node["inputs"]["image"] = picture
-        elif node["class_type"] == "ZeroConDDIMInvert":
+        if node["class_type"] == "ZeroConDDIMInvert":
             node["inputs"]["steps"] = 8
     return graph
 
