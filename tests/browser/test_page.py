@@ -117,6 +117,26 @@ def test_a_host_without_the_pack_says_which_pack_is_missing(client, opened):
         page.close()
 
 
+@pytest.mark.skipif(comfyui_version(find_comfyui()) == "0.3.64", reason="this ComfyUI has no node replacement")
+def test_a_renamed_node_goes_through_the_hosts_node_replacement(client, opened):
+    """In the page and in a prompt; `renamed.py` registers the former name."""
+    former = lambda path: json.loads(path.read_text(encoding="utf-8").replace("ZeroConAttentionHookedUNet", "ZeroConFormerName"))
+    twin = ROOT / "workflows" / "api" / "zerocon_toy.json"
+    page = open_page(opened.page.context.browser, client.url)
+    try:
+        page.evaluate("workflow => app.loadGraphData(workflow)", former(ROOT / "workflows" / "zerocon_toy.json"))
+        page.get_by_text("View details").click()
+        page.get_by_role("button", name="Replace All").click()
+        assert page.evaluate("async () => (await app.graphToPrompt()).output") == read(twin)
+    finally:
+        page.close()
+
+    prompt = former(twin)
+    [inversion] = [node["inputs"] for node in prompt.values() if node["class_type"] == "ZeroConDDIMInvert"]
+    inversion["steps"] = 4
+    assert client.run(prompt)
+
+
 def answer_without_the_pack(route: Route) -> None:
     answer = route.fetch()
     route.fulfill(json={name: node for name, node in answer.json().items() if not name.startswith("ZeroCon")})

@@ -16,6 +16,7 @@ from tools.comfy_server import PromptError
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 SHIPPED = ("nodes", "zerocon_core", "web", "locales", "subgraphs", "workflows")
 
 
@@ -97,6 +98,17 @@ def test_templates_and_help_pages_are_served(client, installed):
         assert client.get_bytes(f"{address}.jpg").startswith(b"\xff\xd8")
     for node in node_ids():
         assert client.get_bytes(f"/extensions/{installed.name}/docs/{node}.md").startswith(b"#")
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, *BLUEPRINTS], ids=lambda path: path.stem)
+def test_a_host_without_the_pack_can_tell_whose_the_nodes_are(path):
+    """The page and the Manager read it off the nodes."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    inner = [node for subgraph in content.get("definitions", {}).get("subgraphs", []) for node in subgraph["nodes"]]
+    ours = [node["properties"] for node in content["nodes"] + inner if node["type"].startswith("ZeroCon")]
+    [registry_id] = re.findall(r'^name = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {properties["cnr_id"] for properties in ours} == {registry_id}
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", properties["ver"]) for properties in ours)
 
 
 @pytest.fixture
