@@ -19,6 +19,9 @@ LOAD = """async (workflow) => {
     return {missing, saved: app.graph.serialize(), prompt: (await app.graphToPrompt()).output};
 }"""
 
+# The address of the picture that a node in view shows.
+PICTURE = "title => app.graph.nodes.find(node => node.title === title)?.imgs?.find(image => image.naturalWidth)?.src"
+
 
 class PageError(RuntimeError):
     """The page does not hold the graph of the file."""

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Page
 
-from tools.page import RUN
+from tools.page import PICTURE, RUN
 from zerocon_core.toyworld.classifier import classify
 
 # Where a widget is on the screen.
@@ -18,8 +18,6 @@ PLACE = """([type, name]) => {
     const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] + widget.y + 10]);
     return [corner.x + x, corner.y + y];
 }"""
-# The address of the picture that a node shows.
-PICTURE = """title => app.graph.nodes.find(node => node.title === title)?.imgs?.find(image => image.naturalWidth)?.src"""
 
 
 def test_a_first_start_ends_in_a_translation_to_the_users_word(client, installed, browser):
