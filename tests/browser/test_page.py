@@ -99,6 +99,23 @@ def test_blueprint_is_offered_and_translates(client, opened):
     assert opened.errors == []
 
 
+def test_the_page_speaks_chinese(client, opened):
+    entries = read(ROOT / "locales" / "zh" / "nodeDefs.json")
+    client.post("/settings/Comfy.Locale", "zh")
+    page = open_page(opened.page.context.browser, client.url)
+    try:
+        load(page, read(ROOT / "workflows" / "zerocon_toy.json"))
+        shown = page.evaluate(NAMES)
+    finally:
+        page.close()
+        client.post("/settings/Comfy.Locale", "en")
+    for node, (title, description, inputs) in shown.items():
+        entry = entries[node]
+        assert (title, description) == (entry["display_name"], entry["description"])
+        assert inputs == {name: texts["name"] for name, texts in entry.get("inputs", {}).items()}
+    assert {"ZeroConToyWorld", "ZeroConEditDirection", "ZeroConPatchNCEGuidance"} < shown.keys()
+
+
 def test_a_host_without_the_pack_says_which_pack_is_missing(client, opened):
     page = opened.page.context.browser.new_page()
     try:
@@ -140,23 +157,6 @@ def test_a_renamed_node_goes_through_the_hosts_node_replacement(client, opened):
 def answer_without_the_pack(route: Route) -> None:
     answer = route.fetch()
     route.fulfill(json={name: node for name, node in answer.json().items() if not name.startswith("ZeroCon")})
-
-
-def test_the_page_speaks_chinese(client, opened):
-    entries = read(ROOT / "locales" / "zh" / "nodeDefs.json")
-    client.post("/settings/Comfy.Locale", "zh")
-    page = open_page(opened.page.context.browser, client.url)
-    try:
-        load(page, read(ROOT / "workflows" / "zerocon_toy.json"))
-        shown = page.evaluate(NAMES)
-    finally:
-        page.close()
-        client.post("/settings/Comfy.Locale", "en")
-    for node, (title, description, inputs) in shown.items():
-        entry = entries[node]
-        assert (title, description) == (entry["display_name"], entry["description"])
-        assert inputs == {name: texts["name"] for name, texts in entry.get("inputs", {}).items()}
-    assert {"ZeroConToyWorld", "ZeroConEditDirection", "ZeroConPatchNCEGuidance"} < shown.keys()
 
 
 def in_the_toy_world(blueprint: dict) -> dict:
