@@ -17,8 +17,7 @@ from zerocon_core.toyworld.classifier import classify
 from zerocon_core.toyworld.scene import COLOURS, HELD_OUT_SEED, PATTERNS, SHAPES, object_mask, scene_from_seed
 
 WORKFLOW = ROOT / "workflows" / "api" / "zerocon_toy.json"
-PICTURE = ROOT / "assets" / "toy_scene.png"
-SCENE = replace(scene_from_seed(HELD_OUT_SEED + 4), colour="red")  # what PICTURE shows
+SCENE = replace(scene_from_seed(HELD_OUT_SEED + 4), colour="red")  # what Toy Scene draws in it
 PANELS = ("source", "reconstruction", "translation")  # what the names of the workflow's saved images end in
 WORDS = {"colour": COLOURS, "shape": SHAPES, "pattern": PATTERNS}
 
@@ -26,9 +25,7 @@ WORDS = {"colour": COLOURS, "shape": SHAPES, "pattern": PATTERNS}
 def run_demo(client: Client, folder: Path) -> int:
     """Run it, save the picture and print the figures. Returns the exit code: 1 if the edit did not happen."""
     graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    [load] = inputs(graph, "LoadImage")
     [edit] = inputs(graph, "ZeroConEditDirection")
-    load["image"] = client.upload(PICTURE)
 
     began = time.monotonic()
     outputs = client.run(graph, progress_printer(graph))

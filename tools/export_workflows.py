@@ -5,8 +5,9 @@
 
 For every workflows/NAME.json: loads it as the page does, stops if a node type, a widget or a link did not survive, writes what
 the page would send to the server to workflows/api/NAME.json, and draws the graph: workflows/NAME.jpg (thumbnail of the template
-browser), and for the README docs/images/zerocon_toy_graph.png. Needs a Chromium ($CHROMIUM, Debian's or Chrome). The page frames
-what the server lacks in red: put files of the names used into its models and input folders.
+browser; of the toy workflows it shows the result instead), and for the README docs/images/zerocon_toy_graph.png. Needs a Chromium
+($CHROMIUM, Debian's or Chrome). The page frames what the server lacks in red: put files of the names used into its models and
+input folders.
 """
 
 import argparse
@@ -21,10 +22,18 @@ from playwright.sync_api import Page
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.page import PageError, comfy_page, load  # noqa: E402
+from tools.page import PICTURE, PageError, comfy_page, load  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
 README_GRAPHS = {"zerocon_toy": ROOT / "docs" / "images" / "zerocon_toy_graph.png"}
+RESULTS = {  # titles of the nodes that show what comes out
+    "attention_maps_toy": "All words",
+    "augment_and_mask_toy": "Save comparison",
+    "cds_toy": "Source | result",
+    "soft_cl_train_toy": "Source | before | after",
+    "zerocon_toy": "Source | translation",
+}
+RUN_SECONDS = 1800
 THUMBNAIL_WIDTH = 400
 MARGIN = 20
 
@@ -75,10 +84,19 @@ def draw(page: Page, name: str, workflow: dict, scale: float = 0.75) -> None:
     page.wait_for_timeout(3000)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     if name in README_GRAPHS:
-        picture.quantize(128, dither=Image.Dither.NONE).save(README_GRAPHS[name], optimize=True)
+        picture.quantize(256, dither=Image.Dither.NONE).save(README_GRAPHS[name], optimize=True)
+    if name in RESULTS:
+        picture = result(page, RESULTS[name])
     picture.resize((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH * picture.height // picture.width), Image.Resampling.LANCZOS).save(
         WORKFLOWS / f"{name}.jpg", quality=85
     )
+
+
+def result(page: Page, title: str) -> Image.Image:
+    """The picture that the node of this title shows once the graph has run."""
+    page.evaluate("() => app.queuePrompt(0)")
+    address = page.wait_for_function(PICTURE, arg=title, timeout=RUN_SECONDS * 1000).json_value()
+    return Image.open(io.BytesIO(page.request.get(address).body())).convert("RGB")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 VIRTUAL = {"MarkdownNote", "Note"}  # nodes of the page alone
+RUN = "queue-button"  # the test id of the page's button
 BROWSER = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
 CHROMIUMS = ("/usr/bin/chromium", "/usr/bin/google-chrome")
 
@@ -17,6 +18,9 @@ LOAD = """async (workflow) => {
     await app.loadGraphData(workflow, true, false);
     return {missing, saved: app.graph.serialize(), prompt: (await app.graphToPrompt()).output};
 }"""
+
+# The address of the picture that a node in view shows.
+PICTURE = "title => app.graph.nodes.find(node => node.title === title)?.imgs?.find(image => image.naturalWidth)?.src"
 
 
 class PageError(RuntimeError):
@@ -29,12 +33,18 @@ def find_chromium() -> str | None:
 
 
 @contextlib.contextmanager
-def comfy_page(url: str) -> Iterator[Page]:
-    """The page of the server at `url`, ready to take a workflow."""
+def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=BROWSER.split())
-        yield open_page(browser, url)
+        yield browser
         browser.close()
+
+
+@contextlib.contextmanager
+def comfy_page(url: str) -> Iterator[Page]:
+    """The page of the server at `url`, ready to take a workflow."""
+    with chromium() as browser:
+        yield open_page(browser, url)
 
 
 def open_page(browser: Browser, url: str) -> Page:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from playwright.sync_api import Route
 
 from tools.comfy_server import comfyui_version, find_comfyui
-from tools.page import VIRTUAL, load, open_page
+from tools.page import RUN, VIRTUAL, load, open_page
 from zerocon_core.toyworld.classifier import classify
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +33,8 @@ NAMES = """() => Object.fromEntries(app.graph.nodes.filter(node => node.type.sta
     node.constructor.title, node.constructor.nodeData.description,
     Object.fromEntries(node.inputs.map(input => [input.name, input.localized_name])),
 ]]))"""
-SHOWS_A_PICTURE = """() => Object.values(app.nodeOutputs).some(
-    output => output.images?.some(image => image.type !== "input")
-)"""
+FIT_VIEW = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"  # what is out of view loads no picture
+SHOWS_A_PICTURE = "() => app.graph.nodes.some(node => node.imgs?.some(image => image.naturalWidth))"
 name = lambda path: path.stem
 
 
@@ -68,8 +68,9 @@ def test_toy_workflow_runs_from_the_page(client, opened, path):
     opened.errors.clear()
     load(opened.page, read(path))
     opened.page.evaluate(SHORTEN, 4)
+    opened.page.evaluate(FIT_VIEW)
     earlier = set(client.get("/history"))
-    opened.page.evaluate("() => app.queuePrompt(0)")  # what the button Run does
+    opened.page.get_by_test_id(RUN).click()
     status = finished(client, earlier)["status"]
     assert status["status_str"] == "success", status["messages"]
     opened.page.wait_for_function(SHOWS_A_PICTURE)
@@ -88,7 +89,7 @@ def test_blueprint_is_offered_and_translates(client, opened):
     [direction] = [node["inputs"] for node in prompt.values() if node["class_type"] == "ZeroConEditDirection"]
     assert (direction["edit_from"], direction["edit_to"], direction["strength"]) == ("red", "blue", 1)
     earlier = set(client.get("/history"))
-    opened.page.evaluate("() => app.queuePrompt(0)")
+    opened.page.get_by_test_id(RUN).click()
     run = finished(client, earlier)
     assert run["status"]["status_str"] == "success", run["status"]["messages"]
     [output] = [output for output in run["outputs"].values() if "images" in output]
@@ -115,6 +116,49 @@ def test_the_page_speaks_chinese(client, opened):
     assert {"ZeroConToyWorld", "ZeroConEditDirection", "ZeroConPatchNCEGuidance"} < shown.keys()
 
 
+def test_a_host_without_the_pack_says_which_pack_is_missing(client, opened):
+    page = opened.page.context.browser.new_page()
+    try:
+        page.route("**/object_info", answer_without_the_pack)
+        page.goto(client.url)
+        page.wait_for_function("() => window.app?.graph && LiteGraph.registered_node_types.KSampler")
+        page.evaluate("workflow => app.loadGraphData(workflow)", read(ROOT / "workflows" / "zerocon_toy.json"))
+        if comfyui_version(find_comfyui()) == "0.3.64":  # names the nodes alone, and their names hold the pack's
+            page.get_by_text("Some Nodes Are Missing").wait_for()
+            page.get_by_text("ZeroConToyWorld", exact=True).wait_for()
+        else:
+            page.get_by_text("View details").click()
+            page.get_by_text("Missing Node Packs").wait_for()
+            page.get_by_text("zerocon", exact=True).wait_for()
+    finally:
+        page.close()
+
+
+@pytest.mark.skipif(comfyui_version(find_comfyui()) == "0.3.64", reason="this ComfyUI has no node replacement")
+def test_a_renamed_node_goes_through_the_hosts_node_replacement(client, opened):
+    """In the page and in a prompt; `renamed.py` registers the former name."""
+    former = lambda path: json.loads(path.read_text(encoding="utf-8").replace("ZeroConAttentionHookedUNet", "ZeroConFormerName"))
+    twin = ROOT / "workflows" / "api" / "zerocon_toy.json"
+    page = open_page(opened.page.context.browser, client.url)
+    try:
+        page.evaluate("workflow => app.loadGraphData(workflow)", former(ROOT / "workflows" / "zerocon_toy.json"))
+        page.get_by_text("View details").click()
+        page.get_by_role("button", name="Replace All").click()
+        assert page.evaluate("async () => (await app.graphToPrompt()).output") == read(twin)
+    finally:
+        page.close()
+
+    prompt = former(twin)
+    [inversion] = [node["inputs"] for node in prompt.values() if node["class_type"] == "ZeroConDDIMInvert"]
+    inversion["steps"] = 4
+    assert client.run(prompt)
+
+
+def answer_without_the_pack(route: Route) -> None:
+    answer = route.fetch()
+    route.fulfill(json={name: node for name, node in answer.json().items() if not name.startswith("ZeroCon")})
+
+
 def in_the_toy_world(blueprint: dict) -> dict:
     """A workflow of the blueprint's node, with the toy world's settings, and what it needs around it."""
     [node], [subgraph] = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
@@ -127,7 +171,7 @@ def in_the_toy_world(blueprint: dict) -> dict:
             values[0] = 20
     around = [
         {"id": 2, "type": "ZeroConToyWorld", "outputs": ["MODEL", "CLIP", "VAE"]},
-        {"id": 3, "type": "LoadImage", "outputs": ["IMAGE", "MASK"], "widgets_values": ["toy_scene.png", "image"]},
+        {"id": 3, "type": "ZeroConToyScene", "outputs": ["IMAGE"], "widgets_values": [4, "fixed", "red", "random", "random", 64]},
         {"id": 4, "type": "SaveImage", "outputs": [], "widgets_values": ["blueprint"]},
     ]
     for other in around:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tools.comfy_server import Client, comfy_server, find_comfyui  # noqa: E402
+from tools.page import chromium, find_chromium  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +56,11 @@ def client(installed: Path) -> Iterator[Client]:
     # Without a cache each run reads the pack's files again.
     with comfy_server(find_comfyui(), installed.parents[1], ["--cache-none"], installed.name) as client:
         yield client
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    if find_chromium() is None:
+        pytest.skip("no Chromium: install Debian's package chromium or Chrome, or set CHROMIUM to its program")
+    with chromium() as browser:
+        yield browser

@@ -16,6 +16,7 @@ from tools.comfy_server import PromptError
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 SHIPPED = ("nodes", "zerocon_core", "web", "locales", "subgraphs", "workflows")
 
 
@@ -44,8 +45,7 @@ def test_the_archive_holds_all_of_the_pack(names):
 
 def test_the_archive_holds_nothing_for_maintainers(names):
     folders = {name.split("/")[0] for name in names if "/" in name}
-    assert folders == {*SHIPPED, "assets"}
-    assert {name for name in names if name.startswith("assets/")} == {"assets/toy_scene.png"}
+    assert folders == {*SHIPPED}
     assert "dev.py" not in names
 
 
@@ -100,15 +100,23 @@ def test_templates_and_help_pages_are_served(client, installed):
         assert client.get_bytes(f"/extensions/{installed.name}/docs/{node}.md").startswith(b"#")
 
 
+@pytest.mark.parametrize("path", [*WORKFLOWS, *BLUEPRINTS], ids=lambda path: path.stem)
+def test_a_host_without_the_pack_can_tell_whose_the_nodes_are(path):
+    """The page and the Manager read it off the nodes."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    inner = [node for subgraph in content.get("definitions", {}).get("subgraphs", []) for node in subgraph["nodes"]]
+    ours = [node["properties"] for node in content["nodes"] + inner if node["type"].startswith("ZeroCon")]
+    [registry_id] = re.findall(r'^name = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {properties["cnr_id"] for properties in ours} == {registry_id}
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", properties["ver"]) for properties in ours)
+
+
 @pytest.fixture
-def toy_graph(client, installed) -> dict:
+def toy_graph(installed) -> dict:
     """The toy workflow of the archive with few steps."""
     graph = json.loads((installed / "workflows" / "api" / "zerocon_toy.json").read_text(encoding="utf-8"))
-    picture = client.upload(installed / "assets" / "toy_scene.png")
     for node in graph.values():
-        if node["class_type"] == "LoadImage":
-            node["inputs"]["image"] = picture
-        elif node["class_type"] == "ZeroConDDIMInvert":
+        if node["class_type"] == "ZeroConDDIMInvert":
             node["inputs"]["steps"] = 8
     return graph
 
