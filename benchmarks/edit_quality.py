@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from toy_bench import KINDS, Autoencoder, Batch, Bench, Guided, Score, SDEdit, Transplant, draw_edits, score
+from toy_bench import KINDS, Autoencoder, Batch, Bench, Blocks, Guided, Score, SDEdit, Transplant, draw_edits, score
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from common import ROOT, start_host
@@ -64,22 +64,31 @@ METHODS = [
     over("pix2pix-zeroCon + mask", "lambda_xa", (0.2, 0.1), lambda v: Guided(v, 1.0, mask=0)),
     over("DDS", "step_size", (0.15, 0.3), lambda v: Score(step_size=v)),
     over("CDS", "w_cut", (60.0, 20.0), lambda v: Score(v)),
-    over("CDS + mask", "w_cut", (20.0, 5.0), lambda v: Score(v, mask=1)),
+    over("CDS + mask", "w_cut", (20.0,), lambda v: Score(v, mask=1)),
 ]
 
+BLOCKS: dict[str, Blocks] = {
+    "decoder": ("output",), "encoder": ("input",), "encoder and decoder": ("input", "middle", "output"),
+}  # fmt: skip
+
 ABLATIONS = [
+    over("zeroCon, lambda_cut 0", "lambda_xa", (0.4, 0.2, 0.1, 0.05), lambda v: Guided(v)),
     *(
         over(f"zeroCon, lambda_cut {weight:g}", "lambda_xa", (0.1, 0.05), lambda v, weight=weight: Guided(v, weight))
-        for weight in (0.0, 0.5, 1.0, 2.0, 4.0)
+        for weight in (0.5, 1.0, 2.0, 4.0)
     ),
-    over("CDS, weight", "w_cut", (0.0, 5.0, 10.0, 20.0, 40.0, 80.0), lambda v: Score(v)),
+    *(
+        over(f"zeroCon, layers {name}", "lambda_xa", (0.2, 0.1), lambda v, blocks=blocks: Guided(v, 1.0, blocks=blocks))
+        for name, blocks in BLOCKS.items()
+    ),
+    over("CDS, weight", "w_cut", (0.0, 5.0, 20.0, 40.0, 80.0), lambda v: Score(v)),
     *(
         over(f"CDS, loss on {place}", "w_cut", (40.0, 20.0), lambda v, place=place: Score(v, place=place))
         for place in ("self-attention", "cross-attention", "output")
     ),
     *(
         over(f"CDS, layers {name}", "w_cut", (40.0, 20.0), lambda v, blocks=blocks: Score(v, blocks=blocks))
-        for name, blocks in (("encoder", ("input",)), ("encoder and decoder", ("input", "middle", "output")))
+        for name, blocks in BLOCKS.items()
     ),
     over("CDS, patch sizes", "at w_cut 20", ((1,), (2,), (4,), (1, 2), (1, 2, 4)), lambda v: Score(20.0, sizes=v)),
     over("CDS, patches", "at w_cut 20", (16, 64, 256), lambda v: Score(20.0, patches=v)),
@@ -89,11 +98,6 @@ ABLATIONS = [
     over("zeroCon, lambda_ac and lambda_kl", "at 0.1, 1", (0.0, 20.0), lambda v: Guided(0.1, 1.0, lambda_noise=v)),
     over("zeroCon, refinements", "at 0.1, 1", (0, 2), lambda v: Guided(0.1, 1.0, refinements=v)),
     over("zeroCon, contrast", "at 0.1, 1", ("cds", "cut"), lambda v: Guided(0.1, 1.0, contrast=v)),
-    Curve(
-        "zeroCon, layers", "at 0.1, 1",
-        {"decoder": Guided(0.1, 1.0), "encoder": Guided(0.1, 1.0, blocks=("input",)),
-         "encoder and decoder": Guided(0.1, 1.0, blocks=("input", "middle", "output"))},
-    ),
     over("zeroCon, end_percent", "at 0.1, 1", (0.5, 0.75, 1.0), lambda v: Guided(0.1, 1.0, end=v)),
     Curve(
         "autoencoder, object's latents", "of the",

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import torch
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Page, TimeoutError
 
 from tools.page import PICTURE, RUN
 from zerocon_core.toyworld.classifier import classify
@@ -43,8 +43,14 @@ def test_a_first_start_ends_in_a_translation_to_the_users_word(client, installed
 
 
 def write(page: Page, node_type: str, widget: str, text: str) -> None:
-    page.mouse.click(*page.evaluate(PLACE, [node_type, widget]))
     box = page.locator(".graphdialog input")
+    for _ in range(5):  # on a slow machine the graph may still be moving
+        page.mouse.click(*page.evaluate(PLACE, [node_type, widget]))
+        try:
+            box.wait_for(timeout=5000)
+            break
+        except TimeoutError:
+            continue
     box.fill(text)
     box.press("Enter")
     box.wait_for(state="detached")
