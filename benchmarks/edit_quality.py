@@ -136,17 +136,17 @@ def work(method: Method, first: int, count: int, kinds: tuple[str, ...]) -> dict
     return {"setting": repr(method), "first": first, "count": count, "seconds": seconds, "edits": score(batch, images)}
 
 
-def rows(curves: list[Curve], lines: list[dict]) -> list[dict]:
-    """A row a curve and strength."""
+def rows(curves: list[Curve], lines: list[dict], kinds: Iterable[str] = KINDS) -> list[dict]:
+    """A row a curve and strength, over the edits of some kinds."""
     made = []
     for curve in curves:
         for value, method in curve.points.items():
             done = [line for line in lines if line["setting"] == repr(method)]
-            records = [record for line in done for record in line["edits"]]
+            records = [record for line in done for record in line["edits"] if record["kind"] in kinds]
             if records:
                 value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
                 made.append({"method": curve.name, "over": curve.over, "value": value} | figures(records))
-                made[-1]["seconds"] = sum(line["seconds"] for line in done) / len(records)
+                made[-1]["seconds"] = sum(line["seconds"] for line in done) / sum(line["count"] for line in done)
     return made
 
 
@@ -174,47 +174,51 @@ LEVELS = ("background", "bystander", "truth", "identity background", "seconds")
 def table(made: list[dict]) -> str:
     """Markdown; shares in percent, PSNR in dB, seconds of one core an edit. Columns without any value are left out."""
     shares, levels = ([c for c in columns if any(row[c] is not None for row in made)] for columns in (SHARES, LEVELS))
-    lines = [f"| method | over | {' | '.join((*shares, *levels))} |", "|---|---|" + "---|" * len((*shares, *levels))]
+    lines = [
+        f"| method | over | {' | '.join((*shares, *levels))} | front |",
+        "|---|---|" + "---|" * len((*shares, *levels, "front")),
+    ]
+    best = front(made)
     for row in made:
         value = f"{row['value']:g}" if isinstance(row["value"], float | int) else row["value"]
         setting = f"{row['over']} {value}" if row["over"] != "-" else "-"
         cells = [row["method"], setting, *(f"{row[c]:.0%}" for c in shares), *(f"{row[c]:.1f}" for c in levels)]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells)} | {'yes' if row in best else ''} |")
     return "\n".join(lines)
 
 
 def front(made: list[dict]) -> list[dict]:
-    """The rows that no other row beats in both success and background: the Pareto front."""
+    """The rows that no other row beats in one of success and background without losing in the other: the Pareto front."""
     point = lambda row: (row["success"], row["background"])  # noqa: E731
     beats = lambda a, b: a != b and all(x >= y for x, y in zip(a, b, strict=True))  # noqa: E731
     return [row for row in made if not any(beats(point(other), point(row)) for other in made)]
 
 
-def plot(made: list[dict], file: Path) -> None:
-    """Success over preservation, a curve a method; points on the Pareto front are ringed."""
+def plot(panels: dict[str, list[dict]], file: Path) -> None:
+    """Success over preservation, a panel a title, a curve a method; points on the Pareto front are ringed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
-    for number, method in enumerate(dict.fromkeys(row["method"] for row in made)):
-        points = [row for row in made if row["method"] == method]
-        x, y = [row["background"] for row in points], [100 * row["success"] for row in points]
-        label = f"{method}, over {points[0]['over']}" if len(points) > 1 else method
-        axes.plot(x, y, "so"[number % 2] + "-", color=pyplot.colormaps["tab20"](number), label=label)
-        for row, at in zip(points, zip(x, y, strict=True), strict=True):
-            if len(points) > 1:
-                axes.annotate(f"{row['value']:g}", at, (4, 4), textcoords="offset points", fontsize=7)
-    ringed = front(made)
-    axes.plot(
-        [row["background"] for row in ringed], [100 * row["success"] for row in ringed], "o", markersize=13, fillstyle="none",
-        color="black", label="Pareto front",
-    )  # fmt: skip
-    axes.set(xlabel="preservation: PSNR where the true edit changes nothing, dB", ylabel="success, %", ylim=(-3, 103))
-    axes.set_title(f"Toy world, {made[0]['edits']} edits: up and to the right is better", fontsize=10)
-    axes.legend(fontsize=8, loc="lower left")
-    figure.savefig(file, dpi=130)
+    figure, grid = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 6), layout="constrained", sharey=True)
+    for axes, (title, made) in zip(grid, panels.items(), strict=True):
+        for number, method in enumerate(dict.fromkeys(row["method"] for row in made)):
+            points = [row for row in made if row["method"] == method]
+            x, y = [row["background"] for row in points], [100 * row["success"] for row in points]
+            label = f"{method}, over {points[0]['over']}" if len(points) > 1 else method
+            axes.plot(x, y, "so"[number % 2] + "-", color=pyplot.colormaps["tab20"](number), label=label)
+            for row, at in zip(points, zip(x, y, strict=True), strict=True):
+                if row["over"] != "-":
+                    axes.annotate(f"{row['value']:g}", at, (4, 4), textcoords="offset points", fontsize=7)
+        x, y = zip(*((row["background"], 100 * row["success"]) for row in front(made)), strict=True)
+        axes.plot(x, y, "o", markersize=13, fillstyle="none", color="black", label="Pareto front")
+        axes.set(xlabel="preservation: PSNR where the true edit changes nothing, dB", ylim=(-3, 103))
+        axes.set_title(f"{title}: {made[0]['edits']} edits", fontsize=10)
+    grid[0].set_ylabel("success, %")
+    figure.legend(*grid[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
+    figure.suptitle("Toy world: up and to the right is better", fontsize=11)
+    figure.savefig(file, dpi=110)
 
 
 @torch.inference_mode()
@@ -279,12 +283,16 @@ def main() -> None:
             stream.flush()
             left = (time.monotonic() - began) / number * (len(todo) - number)
             print(f"{number}/{len(todo)}, {left / 60:.0f} min left: {line['setting']}", file=sys.stderr, flush=True)
-    made = rows(curves, [lines[key] for key in wanted])
+    lines = [lines[key] for key in wanted]
+    made = rows(curves, lines)
     (options.output / f"{options.study}.md").write_text(table(made) + "\n")
     (options.output / f"{options.study}.json").write_text(json.dumps(made, indent=1) + "\n")
-    if methods:
-        plot(made, options.output / "success_preservation.png")
     print(table(made))
+    if methods:
+        objects, patterns = rows(curves, lines, KINDS[:2]), rows(curves, lines, KINDS[2:3])
+        (options.output / "objects.md").write_text(table(objects) + "\n")
+        plot({"colour and shape of the object": objects, "pattern of the background": patterns}, options.output / "methods.png")
+        print("\nColour and shape edits alone\n\n" + table(objects))
 
 
 if __name__ == "__main__":

@@ -88,11 +88,14 @@ def test_identities_have_columns_of_their_own():
 
 def test_a_table_leaves_out_columns_without_values():
     curve = edit_quality.over("m", "strength", (0.5,), toy_bench.SDEdit)
-    line = {"setting": repr(toy_bench.SDEdit(0.5)), "seconds": 3.0, "edits": [record("colour", True, 20)] * 2}
-    other = {"setting": repr(toy_bench.SDEdit(0.7)), "seconds": 9.0, "edits": [record("colour", False, 10)]}
+    line = {"setting": repr(toy_bench.SDEdit(0.5)), "count": 2, "seconds": 3.0, "edits": [record("colour", True, 20)] * 2}
+    other = {"setting": repr(toy_bench.SDEdit(0.7)), "count": 1, "seconds": 9.0, "edits": [record("colour", False, 10)]}
     head, _, cells = edit_quality.table(edit_quality.rows([curve], [line, other])).splitlines()
-    assert head == "| method | over | success | colour | others kept | pose kept | background | bystander | truth | seconds |"
-    assert cells == "| m | strength 0.5 | 100% | 100% | 100% | 100% | 20.0 | 10.0 | 15.0 | 1.5 |"
+    assert (
+        head
+        == "| method | over | success | colour | others kept | pose kept | background | bystander | truth | seconds | front |"
+    )
+    assert cells == "| m | strength 0.5 | 100% | 100% | 100% | 100% | 20.0 | 10.0 | 15.0 | 1.5 | yes |"
 
 
 def test_a_line_cut_off_in_the_middle_is_dropped(tmp_path):
