@@ -10,7 +10,6 @@ what the server lacks in red: put files of the names used into its models and in
 """
 
 import argparse
-import io
 import json
 import sys
 from pathlib import Path
@@ -21,26 +20,12 @@ from playwright.sync_api import Page
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.page import PageError, comfy_page, load  # noqa: E402
+from tools.page import PageError, comfy_page, load, screenshot  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
 README_GRAPHS = {"zerocon_toy": ROOT / "docs" / "images" / "zerocon_toy_graph.png"}
 THUMBNAIL_WIDTH = 400
 MARGIN = 20
-
-# The page without its bars, and the whole graph in it at the given scale.
-FRAME = """([left, top, scale]) => {
-    const style = document.createElement("style");
-    style.textContent = `[class*="graph-canvas-panel"], .side-tool-bar-container, .comfyui-body-top, .comfyui-body-bottom,
-        .comfyui-body-left, .comfyui-body-right, .minimap-main-container, .p-toast, .p-dialog-mask, .actionbar-container,
-        .p-buttongroup, button { visibility: hidden !important }`;
-    document.head.append(style);
-    app.extensionManager.focusMode = true;
-    app.canvas.show_info = false;
-    app.canvas.ds.scale = scale;
-    app.canvas.ds.offset = [-left, -top];
-    app.canvas.setDirty(true, true);
-}"""
 
 
 def main() -> None:
@@ -69,11 +54,7 @@ def draw(page: Page, name: str, workflow: dict, scale: float = 0.75) -> None:
     boxes = [group["bounding"] for group in workflow["groups"]]
     left, top = (min(box[axis] for box in boxes) - MARGIN for axis in (0, 1))
     right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) + MARGIN for axis in (0, 1))
-    page.set_viewport_size({"width": int((right - left) * scale), "height": int((bottom - top) * scale)})
-    page.wait_for_timeout(1000)
-    page.evaluate(FRAME, [left, top, scale])
-    page.wait_for_timeout(3000)
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture = screenshot(page, (left, top, right, bottom), scale)
     if name in README_GRAPHS:
         picture.quantize(128, dither=Image.Dither.NONE).save(README_GRAPHS[name], optimize=True)
     picture.resize((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH * picture.height // picture.width), Image.Resampling.LANCZOS).save(
