@@ -15,7 +15,7 @@ from tools.comfy_server import Client
 VIRTUAL = {"MarkdownNote", "Note"}  # nodes of the page alone
 BROWSER = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
 CHROMIUMS = ("/usr/bin/chromium", "/usr/bin/google-chrome")
-RUN_SECONDS = 600
+RUN_SECONDS = 3600
 
 LOAD = """async (workflow) => {
     const missing = workflow.nodes.map(node => node.type).filter(type => !(type in LiteGraph.registered_node_types));
