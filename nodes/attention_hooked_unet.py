@@ -33,8 +33,8 @@ class AttentionHookedUNet(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "max_side", default=0, min=0, max=1024,
-                    tooltip="Leaves out maps of more than this many positions squared, to save memory: 32 leaves out the "
-                    "64x64 maps of SD1.x at 512x512. 0 reads all.",
+                    tooltip="Leaves out maps with more positions than this number squared, to save memory: 32 leaves out "
+                    "the 64x64 maps of SD1.x at 512x512. 0 reads all.",
                 ),
             ],
             outputs=[

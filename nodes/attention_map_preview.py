@@ -52,7 +52,7 @@ class AttentionMapPreview(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "opacity", default=0.6, min=0.0, max=1.0, step=0.05, round=0.001,
-                    tooltip="Of the colours over the image. No effect without an image.",
+                    tooltip="How strongly the colours cover the image. No effect without an image.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip="For the noise."),
                 io.Clip.Input("clip", optional=True, tooltip="The CLIP that encoded the prompt."),

@@ -7,11 +7,11 @@ def patchnce_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "temperature", default=0.07, min=0.001, max=1.0, step=0.01, round=0.001,
-            tooltip="Of the contrastive loss (papers: 0.07). Lower looks harder at the most similar patches.",
+            tooltip="Temperature of the contrastive loss (papers: 0.07). Lower looks harder at the most similar patches.",
         ),
         io.Int.Input(
             "patches", default=256, min=1, max=4096,
-            tooltip="Random places compared a layer and patch size (papers: 256).",
+            tooltip="Random places that are compared, for each layer and patch size (papers: 256).",
         ),
         io.String.Input(
             "patch_sizes", default="1, 2", tooltip="Sides of the compared patches in positions of the map (CDS: 1, 2)."

@@ -44,15 +44,15 @@ class DDIMInvert(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "regularization_steps", default=5, min=1, max=50,
-                    tooltip="Rounds of both pulls a step (pix2pix-zero: 5). No effect with both at 0.",
+                    tooltip="Rounds of both pulls in each step (pix2pix-zero: 5). No effect with both at 0.",
                 ),
                 io.Int.Input(
                     "rolls", default=5, min=1, max=50,
-                    tooltip="Random shifts a round that the noise is compared with itself at (pix2pix-zero: 5).",
+                    tooltip="Random shifts in each round, at which the noise is compared with itself (pix2pix-zero: 5).",
                 ),
                 io.Int.Input(
                     "refinements", default=0, min=0, max=20,
-                    tooltip="Further fixed-point iterations a step. Each costs one more model pass and brings the "
+                    tooltip="Further fixed-point iterations in each step. Each costs one more model pass and brings the "
                     "reconstruction closer; 0 is plain DDIM inversion.",
                 ),
                 io.Int.Input(

@@ -85,7 +85,7 @@ class SaveEditDirection(io.ComfyNode):
             description="Saves a direction as safetensors, to be used again with Load Edit Direction.",
             is_output_node=True,
             inputs=[
-                Direction.Input("direction", tooltip="The direction output of Edit Direction."),
+                Direction.Input("direction", tooltip="The found_direction output of Edit Direction."),
                 io.String.Input("filename_prefix", default="directions/zerocon", tooltip="Under the output folder."),
             ],
             outputs=[],

@@ -51,11 +51,11 @@ class PatchNCEGuidance(io.ComfyNode):
                 *patchnce_inputs(),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="Share of the sampling where guidance starts.",
+                    tooltip="Where guidance starts, as a share of the sampling.",
                 ),
                 io.Float.Input(
                     "end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="Share of the sampling where guidance ends. Ending early is faster and frees the details.",
+                    tooltip="Where guidance ends, as a share of the sampling. Ending early is faster and frees the details.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,

@@ -80,12 +80,16 @@ class SoftContrastiveTrain(io.ComfyNode):
                     "margin", default=1.0, min=0.0, max=100.0, step=0.05,
                     tooltip="Mean square distance inside the mask beyond which predictions are not pushed further apart (ours).",
                 ),
-                io.Int.Input("rank", default=8, min=1, max=128, tooltip="Of the LoRA. Not used with existing_lora connected."),
-                io.Float.Input("learning_rate", default=0.0001, min=0.0000001, max=1.0, step=0.0000001, tooltip="Of AdamW."),
+                io.Int.Input(
+                    "rank", default=8, min=1, max=128, tooltip="Rank of the LoRA. Not used with existing_lora connected."
+                ),
+                io.Float.Input(
+                    "learning_rate", default=0.0001, min=0.0000001, max=1.0, step=0.0000001, tooltip="Learning rate of AdamW."
+                ),
                 io.Int.Input("steps", default=200, min=1, max=100_000, tooltip="Steps of the optimiser."),
                 io.Int.Input("batch_size", default=1, min=1, max=1024, tooltip="Images in one pass, all of one size."),
                 io.Int.Input(
-                    "accumulation", default=1, min=1, max=1024, tooltip="Passes a step: larger batches without more memory."
+                    "accumulation", default=1, min=1, max=1024, tooltip="Passes in each step: larger batches without more memory."
                 ),
                 io.Boolean.Input(
                     "gradient_checkpointing", default=True,

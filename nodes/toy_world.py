@@ -32,7 +32,11 @@ class ToyWorld(io.ComfyNode):
             description="A latent diffusion model of a few megabytes that ships with the pack and runs on any machine. It knows "
             "pictures of 64x64 pixels such as \"a red circle on a striped background\", and nothing else.",
             inputs=[],
-            outputs=[io.Model.Output("model", display_name="model"), io.Clip.Output("clip"), io.Vae.Output("vae")],
+            outputs=[
+                io.Model.Output("model", display_name="model", tooltip="The U-Net."),
+                io.Clip.Output("clip", tooltip="The text encoder."),
+                io.Vae.Output("vae", tooltip="The autoencoder between pictures and latents."),
+            ],
         )  # fmt: skip
 
     @classmethod
@@ -58,7 +62,7 @@ class ToyScene(io.ComfyNode):
                 io.Int.Input("size", default=64, min=64, max=1024, step=64, tooltip="Side in pixels. The models know 64."),
             ],
             outputs=[
-                io.Image.Output("image", display_name="image"),
+                io.Image.Output("image", display_name="image", tooltip="The picture."),
                 io.String.Output("caption", display_name="caption", tooltip="The scene in words."),
                 io.Mask.Output("object_mask", display_name="object_mask", tooltip="Where the object is."),
             ],

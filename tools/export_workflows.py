@@ -22,7 +22,7 @@ from playwright.sync_api import Page
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.page import PICTURE, PageError, comfy_page, load  # noqa: E402
+from tools.page import PICTURE, PageError, comfy_page, load, screenshot  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
 README_GRAPHS = {"zerocon_toy": ROOT / "docs" / "images" / "zerocon_toy_graph.png"}
@@ -36,20 +36,6 @@ RESULTS = {  # titles of the nodes that show what comes out
 RUN_SECONDS = 1800
 THUMBNAIL_WIDTH = 400
 MARGIN = 20
-
-# The page without its bars, and the whole graph in it at the given scale.
-FRAME = """([left, top, scale]) => {
-    const style = document.createElement("style");
-    style.textContent = `[class*="graph-canvas-panel"], .side-tool-bar-container, .comfyui-body-top, .comfyui-body-bottom,
-        .comfyui-body-left, .comfyui-body-right, .minimap-main-container, .p-toast, .p-dialog-mask, .actionbar-container,
-        .p-buttongroup, button { visibility: hidden !important }`;
-    document.head.append(style);
-    app.extensionManager.focusMode = true;
-    app.canvas.show_info = false;
-    app.canvas.ds.scale = scale;
-    app.canvas.ds.offset = [-left, -top];
-    app.canvas.setDirty(true, true);
-}"""
 
 
 def main() -> None:
@@ -78,11 +64,7 @@ def draw(page: Page, name: str, workflow: dict, scale: float = 0.75) -> None:
     boxes = [group["bounding"] for group in workflow["groups"]]
     left, top = (min(box[axis] for box in boxes) - MARGIN for axis in (0, 1))
     right, bottom = (max(box[axis] + box[axis + 2] for box in boxes) + MARGIN for axis in (0, 1))
-    page.set_viewport_size({"width": int((right - left) * scale), "height": int((bottom - top) * scale)})
-    page.wait_for_timeout(1000)
-    page.evaluate(FRAME, [left, top, scale])
-    page.wait_for_timeout(3000)
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture = screenshot(page, (left, top, right, bottom), scale)
     if name in README_GRAPHS:
         picture.quantize(256, dither=Image.Dither.NONE).save(README_GRAPHS[name], optimize=True)
     if name in RESULTS:

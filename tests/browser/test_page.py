@@ -28,13 +28,20 @@ SHORTEN = """steps => {
             if (widget.name === "steps") widget.value = Math.min(widget.value, steps);
 }"""
 SEND = "async workflow => { await app.loadGraphData(workflow, true, false); return (await app.graphToPrompt()).output; }"
-# Title, description and input names of our nodes in the graph, as they are shown.
+# Title, description, input and output names of our nodes in the graph, as they are shown.
 NAMES = """() => Object.fromEntries(app.graph.nodes.filter(node => node.type.startsWith("ZeroCon")).map(node => [node.type, [
     node.constructor.title, node.constructor.nodeData.description,
     Object.fromEntries(node.inputs.map(input => [input.name, input.localized_name])),
+    node.outputs.map(output => output.localized_name),
 ]]))"""
 FIT_VIEW = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"  # what is out of view loads no picture
 SHOWS_A_PICTURE = "() => app.graph.nodes.some(node => node.imgs?.some(image => image.naturalWidth))"
+SELECT = """type => {
+    const node = app.graph.nodes.find(node => node.type === type);
+    app.canvas.selectNode(node);
+    app.canvas.centerOnNode(node);
+}"""
+HELP_PICTURES = "() => [...document.querySelectorAll('.node-help-content img')].filter(image => image.naturalWidth).length"
 name = lambda path: path.stem
 
 
@@ -99,9 +106,23 @@ def test_blueprint_is_offered_and_translates(client, opened):
     assert opened.errors == []
 
 
-def test_the_page_speaks_chinese(client, opened):
-    entries = read(ROOT / "locales" / "zh" / "nodeDefs.json")
-    client.post("/settings/Comfy.Locale", "zh")
+def test_help_of_a_node_shows_its_picture(client, opened):
+    page = open_page(opened.page.context.browser, client.url)
+    try:
+        load(page, read(ROOT / "workflows" / "zerocon_toy.json"))
+        page.evaluate(SELECT, "ZeroConDDIMInvert")
+        page.get_by_test_id("info-button").click()
+        page.wait_for_function(HELP_PICTURES)
+        text = page.locator(".node-help-content").inner_text()
+    finally:
+        page.close()
+    assert "Runs the sampler backwards" in text and "regularization_steps" in text
+
+
+@pytest.mark.parametrize("language", ["ja", "ko", "zh"])
+def test_the_page_speaks(client, opened, language):
+    entries = read(ROOT / "locales" / language / "nodeDefs.json")
+    client.post("/settings/Comfy.Locale", language)
     page = open_page(opened.page.context.browser, client.url)
     try:
         load(page, read(ROOT / "workflows" / "zerocon_toy.json"))
@@ -109,10 +130,11 @@ def test_the_page_speaks_chinese(client, opened):
     finally:
         page.close()
         client.post("/settings/Comfy.Locale", "en")
-    for node, (title, description, inputs) in shown.items():
+    for node, (title, description, inputs, outputs) in shown.items():
         entry = entries[node]
         assert (title, description) == (entry["display_name"], entry["description"])
         assert inputs == {name: texts["name"] for name, texts in entry.get("inputs", {}).items()}
+        assert outputs == [texts["name"] for texts in entry.get("outputs", {}).values()]
     assert {"ZeroConToyWorld", "ZeroConEditDirection", "ZeroConPatchNCEGuidance"} < shown.keys()
 
 

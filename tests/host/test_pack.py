@@ -1,6 +1,7 @@
 """The pack as the host's registry sees it, and the harness of this tier."""
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 from comfy_api.latest import io
 
 PACK = {name: node for name, node in nodes.NODE_CLASS_MAPPINGS.items() if node.__module__.startswith("zerocon_pack.")}
-LOCALES = sorted((Path(__file__).parents[2] / "locales").glob("*/nodeDefs.json"))
+ROOT = Path(__file__).parents[2]
+LOCALES = sorted((ROOT / "locales").glob("*/nodeDefs.json"))
+HELP = ROOT / "web" / "docs"
 
 
 def test_a_graph_runs_and_hands_back_its_values(run_graph):
@@ -67,14 +70,44 @@ def test_the_languages_are_there():
 
 
 @pytest.mark.parametrize("path", LOCALES, ids=lambda path: path.parent.name)
-def test_every_node_and_input_is_translated(path):
+def test_every_node_input_and_output_is_translated(path):
     entries = json.loads(path.read_text(encoding="utf-8"))
     assert entries.keys() == PACK.keys()
     for name, entry in entries.items():
-        assert entry["display_name"] and entry["description"]
-        inputs = entry.get("inputs", {})
-        assert inputs.keys() == {i.id for i in PACK[name].GET_SCHEMA().inputs}, name
-        assert all(texts["name"] and texts["tooltip"] for texts in inputs.values())
+        schema = PACK[name].GET_SCHEMA()
+        inputs, outputs = entry.get("inputs", {}), entry.get("outputs", {})
+        assert entry.keys() <= {"display_name", "description", "inputs", "outputs"}, name
+        assert inputs.keys() == {i.id for i in schema.inputs}, name
+        assert list(outputs) == [str(index) for index in range(len(schema.outputs))], name  # the page counts outputs
+        texts = [entry["display_name"], entry["description"]]
+        for sockets in (inputs, outputs):
+            assert all(both.keys() == {"name", "tooltip"} for both in sockets.values()), name
+            assert len({both["name"] for both in sockets.values()}) == len(sockets), name
+            texts += [text for both in sockets.values() for text in both.values()]
+        assert all(texts), name
         # The page takes braces, @ and | for its own syntax.
-        texts = [entry["display_name"], entry["description"], *(text for both in inputs.values() for text in both.values())]
         assert not set("{}@|") & set("".join(texts).replace("{'{}'}", "")), name
+
+
+@pytest.mark.parametrize("name", PACK)
+def test_help_page_says_it_all(name):
+    page, schema = (HELP / f"{name}.md").read_text(encoding="utf-8"), PACK[name].GET_SCHEMA()
+    assert page.startswith(f"# {schema.display_name}\n")
+    inputs, outputs = ({socket.id for socket in sockets} for sockets in (schema.inputs, schema.outputs))
+    rows = re.findall(r"^- (`.+?`): ", page, re.MULTILINE)
+    explained = {socket for row in rows for socket in re.findall("`(.+?)`", row)}
+    assert inputs <= explained <= inputs | outputs
+    assert re.search(r"^\*.*(et al\.|ours?\b).*\*$", page, re.MULTILINE)  # the paper, or that it is ours
+
+
+@pytest.mark.parametrize("name", PACK)
+def test_help_page_shows_the_node(name):
+    pictures = re.findall(r'!\[[^]"]+\]\((.+?)\)', (HELP / f"{name}.md").read_text(encoding="utf-8"))
+    assert f"images/{name}.webp" in pictures  # relative: the page reads it from the pack's folder, whatever its name
+    assert all((HELP / picture).is_file() for picture in pictures)
+
+
+def test_pictures_are_small_and_used():
+    pictures = list((HELP / "images").iterdir())
+    assert {picture.stem for picture in pictures} == PACK.keys()
+    assert max(picture.stat().st_size for picture in pictures) < 60e3
