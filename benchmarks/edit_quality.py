@@ -59,8 +59,9 @@ METHODS = [
     over("DDIM + word swap", "cfg", (2.0, 3.5, 5.0), lambda v: Guided(cfg=v)),
     over("DiffEdit", "strength", (0.6, 0.8, 1.0), lambda v: Guided(mask=0, strength=v)),
     over("pix2pix-zero", "lambda_xa", (0.1,), lambda v: Guided(v, reference="sampled")),
-    over("pix2pix-zero, Direct Inversion", "lambda_xa", (0.2, 0.1, 0.05), lambda v: Guided(v)),
+    over("pix2pix-zero, Direct Inversion", "lambda_xa", (0.2, 0.1), lambda v: Guided(v)),
     over("pix2pix-zeroCon", "lambda_xa", (0.2, 0.1, 0.05), lambda v: Guided(v, 0.5)),
+    over("pix2pix-zeroCon, encoder", "lambda_xa", (0.2, 0.1), lambda v: Guided(v, 1.0, blocks=("input",))),
     over("pix2pix-zeroCon + mask", "lambda_xa", (0.2, 0.1), lambda v: Guided(v, 1.0, mask=0)),
     over("DDS", "step_size", (0.15, 0.3), lambda v: Score(step_size=v)),
     over("CDS", "w_cut", (60.0, 20.0), lambda v: Score(v)),
@@ -81,13 +82,13 @@ ABLATIONS = [
         over(f"zeroCon, layers {name}", "lambda_xa", (0.2, 0.1), lambda v, blocks=blocks: Guided(v, 1.0, blocks=blocks))
         for name, blocks in BLOCKS.items()
     ),
-    over("CDS, weight", "w_cut", (0.0, 5.0, 20.0, 40.0, 80.0), lambda v: Score(v)),
+    over("CDS, weight", "w_cut", (0.0, 5.0, 20.0, 60.0), lambda v: Score(v)),
     *(
-        over(f"CDS, loss on {place}", "w_cut", (40.0, 20.0), lambda v, place=place: Score(v, place=place))
+        over(f"CDS, loss on {place}", "w_cut", (60.0, 20.0), lambda v, place=place: Score(v, place=place))
         for place in ("self-attention", "cross-attention", "output")
     ),
     *(
-        over(f"CDS, layers {name}", "w_cut", (40.0, 20.0), lambda v, blocks=blocks: Score(v, blocks=blocks))
+        over(f"CDS, layers {name}", "w_cut", (60.0, 20.0), lambda v, blocks=blocks: Score(v, blocks=blocks))
         for name, blocks in BLOCKS.items()
     ),
     over("CDS, patch sizes", "at w_cut 20", ((1,), (2,), (4,), (1, 2), (1, 2, 4)), lambda v: Score(20.0, sizes=v)),
