@@ -82,7 +82,7 @@ ABLATIONS = [
         over(f"zeroCon, layers {name}", "lambda_xa", (0.2, 0.1), lambda v, blocks=blocks: Guided(v, 1.0, blocks=blocks))
         for name, blocks in BLOCKS.items()
     ),
-    over("CDS, weight", "w_cut", (0.0, 5.0, 20.0, 60.0), lambda v: Score(v)),
+    over("CDS", "w_cut", (0.0, 5.0, 20.0, 60.0), lambda v: Score(v)),
     *(
         over(f"CDS, loss on {place}", "w_cut", (60.0, 20.0), lambda v, place=place: Score(v, place=place))
         for place in ("self-attention", "cross-attention", "output")
@@ -91,17 +91,17 @@ ABLATIONS = [
         over(f"CDS, layers {name}", "w_cut", (60.0, 20.0), lambda v, blocks=blocks: Score(v, blocks=blocks))
         for name, blocks in BLOCKS.items()
     ),
-    over("CDS, patch sizes", "at w_cut 20", ((1,), (2,), (4,), (1, 2), (1, 2, 4)), lambda v: Score(20.0, sizes=v)),
-    over("CDS, patches", "at w_cut 20", (16, 64, 256), lambda v: Score(20.0, patches=v)),
-    over("CDS, contrast", "at w_cut 20", ("cds", "cut"), lambda v: Score(20.0, contrast=v)),
-    over("CDS, order", "at w_cut 20", ("random", "descending"), lambda v: Score(20.0, order=v)),
-    over("zeroCon, reference", "at 0.1, 1", ("sampled", "inverted"), lambda v: Guided(0.1, 1.0, reference=v)),
-    over("zeroCon, lambda_ac and lambda_kl", "at 0.1, 1", (0.0, 20.0), lambda v: Guided(0.1, 1.0, lambda_noise=v)),
-    over("zeroCon, refinements", "at 0.1, 1", (0, 2), lambda v: Guided(0.1, 1.0, refinements=v)),
-    over("zeroCon, contrast", "at 0.1, 1", ("cds", "cut"), lambda v: Guided(0.1, 1.0, contrast=v)),
-    over("zeroCon, end_percent", "at 0.1, 1", (0.5, 0.75, 1.0), lambda v: Guided(0.1, 1.0, end=v)),
+    over("CDS, w_cut 20", "patch sizes", ((1,), (2,), (4,), (1, 2), (1, 2, 4)), lambda v: Score(20.0, sizes=v)),
+    over("CDS, w_cut 20", "patches", (16, 64, 256), lambda v: Score(20.0, patches=v)),
+    over("CDS, w_cut 20", "contrast", ("cds", "cut"), lambda v: Score(20.0, contrast=v)),
+    over("CDS, w_cut 20", "order", ("random", "descending"), lambda v: Score(20.0, order=v)),
+    over("zeroCon, 0.1 and 1", "reference", ("sampled", "inverted"), lambda v: Guided(0.1, 1.0, reference=v)),
+    over("zeroCon, 0.1 and 1", "lambda_ac and lambda_kl", (0.0, 20.0), lambda v: Guided(0.1, 1.0, lambda_noise=v)),
+    over("zeroCon, 0.1 and 1", "refinements", (0, 2), lambda v: Guided(0.1, 1.0, refinements=v)),
+    over("zeroCon, 0.1 and 1", "contrast", ("cds", "cut"), lambda v: Guided(0.1, 1.0, contrast=v)),
+    over("zeroCon, 0.1 and 1", "end_percent", (0.5, 0.75, 1.0), lambda v: Guided(0.1, 1.0, end=v)),
     Curve(
-        "autoencoder, object's latents", "of the",
+        "autoencoder", "object's latents of the",
         {"source": Autoencoder(), "true edit": Transplant("true edit"), "other picture": Transplant("other picture")},
     ),
 ]  # fmt: skip

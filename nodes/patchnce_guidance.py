@@ -40,7 +40,7 @@ class PatchNCEGuidance(io.ComfyNode):
                     "less. pix2pix-zero uses 0.1 for photos, 0.15 for generated images. 0 is off.",
                 ),
                 io.Float.Input(
-                    "lambda_cut", default=1.0, min=0.0, max=100.0, step=0.05, round=0.0001,
+                    "lambda_cut", default=0.5, min=0.0, max=100.0, step=0.05, round=0.0001,
                     tooltip="How strongly patches are held to the same place of the source. 0 is off: plain pix2pix-zero.",
                 ),
                 io.Combo.Input(

@@ -174,7 +174,7 @@ class Graph(dict):
 
     def zerocon(self) -> Link:
         """pix2pix-zero with the contrastive loss at the weight that the nodes start with."""
-        return self.pix2pix_zero(lambda_cut=1.0)
+        return self.pix2pix_zero(lambda_cut=0.5)
 
     def cds(self, w_cut: float = 3.0) -> Link:
         """CDS Optimize with the papers' settings."""

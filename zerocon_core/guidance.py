@@ -42,7 +42,7 @@ class GuidanceWeights:
     """
 
     lambda_xa: float = 0.1
-    lambda_cut: float = 1.0
+    lambda_cut: float = 0.5
     relative: bool = True
     patchnce: PatchNCE = PatchNCE()
 

@@ -107,6 +107,6 @@ def test_a_line_cut_off_in_the_middle_is_dropped(tmp_path):
 
 @pytest.mark.parametrize("curves", edit_quality.STUDIES.values(), ids=edit_quality.STUDIES)
 def test_no_two_points_of_a_curve_are_the_same_setting(curves):
-    assert len({curve.name for curve in curves}) == len(curves)
+    assert len({(curve.name, curve.over) for curve in curves}) == len(curves)
     for curve in curves:
         assert len({repr(method) for method in curve.points.values()}) == len(curve.points)
