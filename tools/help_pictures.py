@@ -87,7 +87,11 @@ STACK = """([ids, width, gap]) => {
     for (const node of app.graph.nodes) node.pos = [before.has(node) ? -4000 : 4000, node.pos[1]];
     let top = 0;
     for (const node of stack) {
-        if (!app.nodeOutputs[node.id]?.images) { app.revokePreviews(node.id); node.imgs = undefined; } // of the run's progress
+        if (!app.nodeOutputs[node.id]?.images) {  // a preview of the run's progress
+            delete app.nodePreviewImages[node.id];
+            node.imgs = undefined;
+            node.widgets = node.widgets?.filter(widget => widget.name !== "$$canvas-image-preview");
+        }
         node.pos = [0, top];
         node.setSize([width, node.size[1]]);
         top += node.size[1] + gap;
