@@ -60,11 +60,11 @@ METHODS = [
     over("DiffEdit", "strength", (0.6, 0.8, 1.0), lambda v: Guided(mask=0, strength=v)),
     over("pix2pix-zero", "lambda_xa", (0.1,), lambda v: Guided(v, reference="sampled")),
     over("pix2pix-zero, Direct Inversion", "lambda_xa", (0.2, 0.1), lambda v: Guided(v)),
-    over("pix2pix-zeroCon", "lambda_xa", (0.2, 0.1, 0.05), lambda v: Guided(v, 0.5)),
+    over("pix2pix-zeroCon", "lambda_xa", (0.1, 0.05), lambda v: Guided(v, 0.5)),
     over("pix2pix-zeroCon + mask", "lambda_xa", (0.2, 0.1), lambda v: Guided(v, 1.0, mask=0)),
-    over("DDS", "step_size", (0.15, 0.3), lambda v: Score(step_size=v)),
-    over("CDS", "w_cut", (60.0, 20.0), lambda v: Score(v)),
-    over("CDS + mask", "w_cut", (20.0,), lambda v: Score(v, mask=1)),
+    over("DDS", "step_size", (0.15,), lambda v: Score(step_size=v)),
+    over("CDS", "w_cut", (20.0, 5.0), lambda v: Score(v)),
+    over("CDS + mask", "w_cut", (5.0,), lambda v: Score(v, mask=1)),
 ]
 
 BLOCKS: dict[str, Blocks] = {
