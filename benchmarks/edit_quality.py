@@ -105,7 +105,10 @@ ABLATIONS = [
     ),
 ]  # fmt: skip
 
-PICTURED = [Guided(), Guided(0.1, reference="sampled"), Guided(0.1, 1.0), Guided(mask=0, strength=0.8), Score(), Score(20.0)]
+PICTURED = [
+    Guided(), Guided(0.1, reference="sampled"), Guided(0.1, 0.5), Guided(mask=0), Guided(0.1, 1.0, mask=0), Score(), Score(5.0),
+]  # fmt: skip
+
 
 STUDIES = {"methods": METHODS, "ablations": ABLATIONS}
 
