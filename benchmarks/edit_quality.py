@@ -148,7 +148,8 @@ def rows(curves: list[Curve], lines: list[dict], kinds: Iterable[str] = KINDS) -
             records = [record for line in done for record in line["edits"] if record["kind"] in kinds]
             if records:
                 value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-                made.append({"method": curve.name, "over": curve.over, "value": value} | figures(records))
+                masked = getattr(method, "mask", None) is not None
+                made.append({"method": curve.name, "over": curve.over, "value": value, "masked": masked} | figures(records))
                 made[-1]["seconds"] = sum(line["seconds"] for line in done) / sum(line["count"] for line in done)
     return made
 
@@ -181,12 +182,12 @@ def table(made: list[dict]) -> str:
         f"| method | over | {' | '.join((*shares, *levels))} | front |",
         "|---|---|" + "---|" * len((*shares, *levels, "front")),
     ]
-    best = front(made)
+    best, without_masks = front(made), front([row for row in made if not row["masked"]])
     for row in made:
         value = f"{row['value']:g}" if isinstance(row["value"], float | int) else row["value"]
         setting = f"{row['over']} {value}" if row["over"] != "-" else "-"
         cells = [row["method"], setting, *(f"{row[c]:.0%}" for c in shares), *(f"{row[c]:.1f}" for c in levels)]
-        lines.append(f"| {' | '.join(cells)} | {'yes' if row in best else ''} |")
+        lines.append(f"| {' | '.join(cells)} | {'yes' if row in best else 'but for masks' if row in without_masks else ''} |")
     return "\n".join(lines)
 
 
