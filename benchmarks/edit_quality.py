@@ -83,11 +83,11 @@ ABLATIONS = [
     ),
     over("CDS", "w_cut", (0.0, 5.0, 20.0, 60.0), lambda v: Score(v)),
     *(
-        over(f"CDS, loss on {place}", "w_cut", (60.0, 20.0), lambda v, place=place: Score(v, place=place))
+        over(f"CDS, loss on {place}", "w_cut", (20.0,), lambda v, place=place: Score(v, place=place))
         for place in ("self-attention", "cross-attention", "output")
     ),
     *(
-        over(f"CDS, layers {name}", "w_cut", (60.0, 20.0), lambda v, blocks=blocks: Score(v, blocks=blocks))
+        over(f"CDS, layers {name}", "w_cut", (20.0,), lambda v, blocks=blocks: Score(v, blocks=blocks))
         for name, blocks in BLOCKS.items()
     ),
     over("CDS, w_cut 20", "patch sizes", ((1,), (2,), (4,), (1, 2), (1, 2, 4)), lambda v: Score(20.0, sizes=v)),
@@ -199,25 +199,31 @@ def front(made: list[dict]) -> list[dict]:
 
 
 def plot(panels: dict[str, list[dict]], file: Path) -> None:
-    """Success over preservation, a panel a title, a curve a method; points on the Pareto front are ringed."""
+    """Success over preservation, a panel a title, a curve a method; points on the Pareto front are ringed.
+
+    A row without a strength, the autoencoder's, is a line: the ceiling of preservation.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, grid = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 6), layout="constrained", sharey=True)
-    for axes, (title, made) in zip(grid, panels.items(), strict=True):
+    for axes, (title, rows_of_panel) in zip(grid, panels.items(), strict=True):
+        made = [row for row in rows_of_panel if row["over"] != "-"]
+        for row in rows_of_panel:
+            if row["over"] == "-":
+                axes.axvline(row["background"], linestyle=":", color="black", label=row["method"])
         for number, method in enumerate(dict.fromkeys(row["method"] for row in made)):
             points = [row for row in made if row["method"] == method]
             x, y = [row["background"] for row in points], [100 * row["success"] for row in points]
             label = f"{method}, over {points[0]['over']}" if len(points) > 1 else method
             axes.plot(x, y, "so"[number % 2] + "-", color=pyplot.colormaps["tab20"](number), label=label)
             for row, at in zip(points, zip(x, y, strict=True), strict=True):
-                if row["over"] != "-":
-                    axes.annotate(f"{row['value']:g}", at, (4, 4), textcoords="offset points", fontsize=7)
+                axes.annotate(f"{row['value']:g}", at, (4, 4), textcoords="offset points", fontsize=7)
         x, y = zip(*((row["background"], 100 * row["success"]) for row in front(made)), strict=True)
         axes.plot(x, y, "o", markersize=13, fillstyle="none", color="black", label="Pareto front")
-        axes.set(xlabel="preservation: PSNR where the true edit changes nothing, dB", ylim=(-3, 103))
+        axes.set(xlabel="preservation: PSNR where the true edit changes nothing, dB", ylim=(35, 103))
         axes.set_title(f"{title}: {made[0]['edits']} edits", fontsize=10)
     grid[0].set_ylabel("success, %")
     figure.legend(*grid[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
