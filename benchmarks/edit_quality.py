@@ -99,10 +99,7 @@ ABLATIONS = [
     over("zeroCon, 0.1 and 1", "refinements", (0, 2), lambda v: Guided(0.1, 1.0, refinements=v)),
     over("zeroCon, 0.1 and 1", "contrast", ("cds", "cut"), lambda v: Guided(0.1, 1.0, contrast=v)),
     over("zeroCon, 0.1 and 1", "end_percent", (0.5, 0.75, 1.0), lambda v: Guided(0.1, 1.0, end=v)),
-    Curve(
-        "autoencoder", "object's latents of the",
-        {"source": Autoencoder(), "true edit": Transplant("true edit"), "other picture": Transplant("other picture")},
-    ),
+    Curve("autoencoder", "object's latents of the", {"source": Autoencoder(), "true edit": Transplant()}),
 ]  # fmt: skip
 
 PICTURED = [

@@ -174,12 +174,10 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Transplant:
-    """The source's latents with those of another picture where the object is or will be, and one position around it.
+    """The source's latents with those of the true edit where the object is or will be, and one position around it.
 
     No model has a part in it: what changes outside is what the decoder makes of the inside.
     """
-
-    origin: Literal["true edit", "other picture"]
 
     def __call__(self, batch: Batch) -> Tensor:
         scene, vae = batch.bench.core.scene, batch.bench.vae
@@ -187,11 +185,8 @@ class Transplant:
         side = batch.images.shape[1] // batch.latent.shape[-1]
         place = torch.nn.functional.max_pool2d(torch.from_numpy(np.stack(objects))[:, None], side)
         place = torch.nn.functional.max_pool2d((place > 0).float(), 3, stride=1, padding=1)
-        if self.origin == "true edit":
-            inside = vae.encode(torch.from_numpy(np.stack([scene.render(edit.target) for edit in batch.edits])))
-        else:
-            inside = batch.latent.roll(1, 0)
-        return torch.lerp(batch.latent, inside, place)
+        truth = vae.encode(torch.from_numpy(np.stack([scene.render(edit.target) for edit in batch.edits])))
+        return torch.lerp(batch.latent, truth, place)
 
 
 @dataclass(frozen=True)

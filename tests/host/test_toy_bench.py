@@ -103,7 +103,12 @@ def test_reading_the_output_is_contrast_of_the_noise_prediction(batch):
     assert (both - alone - expected).norm() < 1e-3 * expected.norm()
 
 
-def test_a_transplant_leaves_what_is_far_from_the_object(batch):
-    moved = Transplant("other picture")(batch)
-    changed = (moved != batch.latent).any(1)
-    assert changed.flatten(1).any(1).all() and not changed.flatten(1).all(1).any()
+def test_a_transplant_changes_the_objects_place_alone(batch):
+    changed = (Transplant()(batch) != batch.latent).any(1)[toy_bench.KINDS.index("colour")]
+    edit = batch.edits[toy_bench.KINDS.index("colour")]
+    objects = torch.from_numpy(batch.bench.core.scene.object_mask(edit.source)) > 0
+    rows, columns = (objects.any(axis).nonzero().flatten() // 4 for axis in (1, 0))
+    assert changed[int(objects.nonzero().float().mean(0)[0]) // 4].any()
+    for axis, places in ((1, rows), (0, columns)):
+        found = changed.any(axis).nonzero().flatten()
+        assert places.min() - 1 <= found.min() and found.max() <= places.max() + 1
