@@ -34,7 +34,7 @@ sys.path.append(str(Path(__file__).parents[1] / "training"))
 from common import ROOT, start_host
 
 BATCH = 20
-ABLATED = 1000
+FIRST_ABLATED = 1000
 """Number of the first edit of the ablations."""
 
 Method = Callable[[Batch], torch.Tensor]
@@ -122,7 +122,7 @@ def draw(first: int, count: int, kinds: tuple[str, ...]) -> Batch:
 
 def start_worker(comfyui: Path) -> None:
     torch.set_num_threads(1)
-    start_host(comfyui)
+    start_host(comfyui, "--use-pytorch-cross-attention")  # a tenth less time for plain sampling
 
 
 @torch.inference_mode()
@@ -268,7 +268,7 @@ def main() -> None:
         return
     methods = options.study == "methods"
     count = 24 if options.quick else options.edits or (200 if methods else 60)
-    kinds, begin = (KINDS, 0) if methods else (KINDS[:3], ABLATED)
+    kinds, begin = (KINDS, 0) if methods else (KINDS[:3], FIRST_ABLATED)
     curves = [curve for curve in STUDIES[options.study] if curve.name.startswith(tuple(options.only))]
     if options.quick:
         curves = [Curve(curve.name, curve.over, dict(list(curve.points.items())[::2])) for curve in curves]

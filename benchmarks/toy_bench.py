@@ -218,11 +218,8 @@ class Guided:
 
     lambda_xa: float = 0.0
     lambda_cut: float = 0.0
-    relative: bool = True
     cfg: float = CFG
     contrast: str = "cds"
-    sizes: tuple[int, ...] = (1, 2)
-    patches: int = 256
     blocks: Blocks = ("output",)
     reference: Literal["inverted", "sampled"] = "inverted"
     lambda_noise: float = 0.0
@@ -236,8 +233,8 @@ class Guided:
         noise, trajectory = batch.inverted(self.lambda_noise, self.refinements)
         if self.reference == "sampled":
             trajectory = batch.sampled(noise)
-        patchnce = bench.core.patchnce.PatchNCE(sizes=self.sizes, patches=self.patches, direction=self.contrast)
-        weights = bench.core.guidance.GuidanceWeights(self.lambda_xa, self.lambda_cut, self.relative, patchnce)
+        patchnce = bench.core.patchnce.PatchNCE(direction=self.contrast)
+        weights = bench.core.guidance.GuidanceWeights(self.lambda_xa, self.lambda_cut, patchnce=patchnce)
         model = bench.bridge.attention.hook_layers(bench.model, bench.layers(self.blocks))
         mask = None if self.mask is None else batch.mask(self.mask)
         guider = bench.bridge.guider.ZeroConGuider(model, trajectory, weights, 0.0, self.end, 0, mask, mask is not None)

@@ -23,10 +23,10 @@ log = logging.getLogger("training")
 Loss = Callable[[torch.Generator], torch.Tensor]
 
 
-def start_host(comfyui: Path) -> None:
-    """Make ComfyUI's `comfy` importable, on the CPU and with gradients."""
+def start_host(comfyui: Path, *arguments: str) -> None:
+    """Make ComfyUI's `comfy` importable, on the CPU and with gradients; `arguments` are those of its main.py."""
     sys.path.insert(0, str(comfyui.expanduser().resolve()))
-    sys.argv = [sys.argv[0], "--cpu", "--use-pytorch-cross-attention"]  # the faster kernel on a CPU
+    sys.argv = [sys.argv[0], "--cpu", *arguments]
     options = importlib.import_module("comfy.options")
     options.enable_args_parsing()
 
