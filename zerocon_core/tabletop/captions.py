@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .scene import COLOURS, MATERIALS, PATTERNS, SHAPES, Scene, SceneError
+from .scene import COLOURS, MATERIALS, PATTERNS, SHAPES, Scene, SceneError, middles
 
 VOCABULARY: tuple[str, ...] = ("a", "and", "on", "floor", *COLOURS, *SHAPES, *MATERIALS, *PATTERNS)
 
@@ -15,8 +15,7 @@ def caption(scene: Scene) -> str:
 
 def left_to_right(scene: Scene) -> list[int]:
     """The numbers of the solids as the camera sees them."""
-    middles = np.array([[s.x, s.y, s.size] for s in scene.solids]).T
-    return [int(number) for number in np.argsort(scene.camera.project(middles)[0])]
+    return [int(number) for number in np.argsort(middles(scene.solids, scene.camera)[0])]
 
 
 def solid_named(scene: Scene, name: str) -> int:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .scene import COLOURS, MATERIALS, PATTERNS, RGB, SHAPES, Camera, Floor, Light, Scene, Solid, apart, inside_picture
+from .scene import COLOURS, MATERIALS, PATTERNS, RGB, SHAPES, Camera, Floor, Light, Scene, Solid, apart, inside_picture, middles
 
 # Training draws its scenes from the seeds below this one, everything that measures or demonstrates from the seeds above.
 HELD_OUT_SEED = 1_000_000_000
@@ -43,7 +43,7 @@ def _go_together(one: Solid, other: Solid, camera: Camera) -> bool:
     """Whether two solids do not overlap, hardly hide each other, and are told apart by colour alone and by shape alone."""
     if one.colour == other.colour or one.shape == other.shape or apart(one, other) < 0:
         return False
-    left, right = camera.project(np.array([[s.x, s.y, s.size] for s in (one, other)]).T)[0]
+    left, right = middles((one, other), camera)[0]
     return abs(left - right) > SEEN_APART * (one.size + other.size)
 
 

@@ -139,6 +139,11 @@ class Scene:
                 raise SceneError(f"The {solid} would leave the picture: move it to the middle or make it smaller.")
 
 
+def middles(solids: tuple[Solid, ...], camera: Camera) -> NDArray[np.float64]:
+    """Where the middles of solids are in the picture, (2, solids), as `Camera.project` says it."""
+    return camera.project(np.array([[s.x, s.y, s.size] for s in solids]).T)
+
+
 def spherical(azimuth: float, elevation: float) -> Vector:
     """The unit vector (3,) in this direction."""
     level = np.cos(elevation)

@@ -1,8 +1,8 @@
 """Where rays meet solids.
 
 A ray is an origin and a direction, (3, N) or of shapes that broadcast to one, such as (3, N, 1) and (3, 1, S). In its own frame
-every solid is of size 1, stands on the floor at the origin, and is convex: a ray is inside it from one parameter to another, where
-all the slabs and quadrics whose intersection it is hold it too.
+every solid is of size 1, stands on the floor at the origin, and is convex: a ray is inside it from one parameter to another, the
+intersection of its intervals in the slabs and quadrics that bound the solid.
 """
 
 from collections.abc import Callable
