@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 models = pack("zerocon_core.tabletop.autoencoder")
 
-BATCH = 8
+BATCH = 4
 FIRST = 1_000  # pictures that the principal components are those of
 # What sampling leaves in a latent is not quite that of any picture.
 LATENT_NOISE = 0.02

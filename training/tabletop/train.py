@@ -2,8 +2,8 @@
 
     python training/tabletop/train.py MODEL --comfyui PATH [--until STEP]
 
-MODEL is autoencoder, diffusion or classifier. Pictures must have been rendered before (dataset.py). Each save writes the
-checkpoint and the file that ships.
+MODEL is autoencoder, diffusion, classifier or captioner. Pictures must have been rendered before (dataset.py). Each save writes
+the checkpoint and the file that ships.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from common import start_host
 
 # The whole schedule of each model, in optimiser steps.
-STEPS = {"autoencoder": 4_000, "diffusion": 60_000, "classifier": 6_000}
+STEPS = {"autoencoder": 2_000, "diffusion": 60_000, "classifier": 3_000, "captioner": 20_000}
 
 
 def main() -> None:
