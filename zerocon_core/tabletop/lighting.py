@@ -65,7 +65,7 @@ def shade_floor(scene: Scene, points: Vector, direction: Vector, distance: Scala
     return albedo * (ambient + sun) * (1 - fog) + _column(scene.light.sky) * fog
 
 
-def shade_solid(scene: Scene, solid: Solid, points: Vector, direction: Vector, samples: Vector) -> Vector:
+def shade_solid(scene: Scene, solid: Solid, points: Vector, samples: Vector) -> Vector:
     """A solid at points (3, N) of its surface, without what it mirrors."""
     normals = normal(solid, points)
     others = tuple(other for other in scene.solids if other is not solid)

@@ -1,5 +1,7 @@
 """Exact pictures and masks of scenes, traced ray by ray."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,13 +23,22 @@ EXPOSURE = np.float32(1.25)
 VISIBLE = 0.5 / 255.0
 
 
+class View(NamedTuple):
+    """What one pass goes by: the scene, the width of a pixel in radians, and the points of the light, (3, S)."""
+
+    scene: Scene
+    pixel: float
+    samples: Vector
+
+
 def render(scene: Scene, size: int = IMAGE_SIZE) -> Image:
     """The picture (size, size, 3) in [0, 1]."""
     total = np.zeros((3, size * size), dtype=np.float32)
     for number in range(len(PASSES)):
         origin, direction = camera_rays(scene, size, PASSES[number])
         samples = light_samples(scene.light, number, LIGHT_SAMPLES, len(PASSES))
-        total += develop(_radiance(scene, origin, direction, _pixel_angle(scene, size), samples))
+        view = View(scene, 2.0 * float(np.tan(scene.camera.view)) / size, samples)
+        total += develop(_radiance(view, origin, direction))
     return np.ascontiguousarray((total / len(PASSES)).T).reshape(size, size, 3)
 
 
@@ -63,8 +74,7 @@ def first_hits(solids: tuple[Solid, ...], origin: Vector, direction: Vector) -> 
     surface = np.where(down, FLOOR, SKY).astype(np.int8)
     for number, solid in enumerate(solids):
         (chosen,) = np.nonzero(near(solid, origin, direction))
-        start = origin if origin.shape[1] == 1 else origin[:, chosen]
-        enter, leave = interval(solid, start, direction[:, chosen])
+        enter, leave = interval(solid, _of(origin, chosen), direction[:, chosen])
         first = (enter < leave) & (enter > 0) & (enter < distance[chosen])
         distance[chosen[first]] = enter[first]
         surface[chosen[first]] = number
@@ -83,41 +93,36 @@ def check_size(size: int) -> None:
         raise SceneError(f"A picture of {size} pixels cannot be drawn: the side must be a multiple of 8.")
 
 
-def _radiance(
-    scene: Scene, origin: Vector, direction: Vector, pixel: float, samples: Vector, within: Solid | None = None
-) -> Vector:
-    """Radiance (3, N) along unit rays; those that a solid (`within`) reflects end at the first surface they meet."""
-    solids = tuple(solid for solid in scene.solids if solid is not within)
+def _radiance(view: View, origin: Vector, direction: Vector, within: Solid | None = None) -> Vector:
+    """Radiance (3, N) along unit rays; those that a solid (`within`) reflects are not reflected again."""
+    solids = tuple(solid for solid in view.scene.solids if solid is not within)
     distance, surface = first_hits(solids, origin, direction)
-    seen = np.empty_like(direction)
-    for number in range(SKY, len(solids)):
+    seen = sky(view.scene.light, direction)
+    for number in range(FLOOR, len(solids)):
         (chosen,) = np.nonzero(surface == number)
-        if not chosen.size:
-            continue
-        ray, way = direction[:, chosen], distance[chosen]
-        if number == SKY:
-            seen[:, chosen] = sky(scene.light, ray)
-            continue
-        points = (origin if origin.shape[1] == 1 else origin[:, chosen]) + way * ray
-        if number == FLOOR:
-            seen[:, chosen] = shade_floor(scene, points, ray, way, pixel, samples)
-            continue
-        seen[:, chosen] = shade_solid(scene, solids[number], points, ray, samples)
-        if within is None and solids[number].material == "shiny":
-            seen[:, chosen] = _with_mirror(scene, solids[number], points, ray, seen[:, chosen], pixel, samples)
+        if chosen.size:
+            ray, way = direction[:, chosen], distance[chosen]
+            points = _of(origin, chosen) + way * ray
+            if number == FLOOR:
+                seen[:, chosen] = shade_floor(view.scene, points, ray, way, view.pixel, view.samples)
+            else:
+                seen[:, chosen] = _solid_radiance(view, solids[number], points, ray, mirrors=within is None)
     return seen
 
 
-def _with_mirror(
-    scene: Scene, solid: Solid, points: Vector, direction: Vector, body: Vector, pixel: float, samples: Vector
-) -> Vector:
-    """The `body` radiance (3, N) of a shiny solid and, over it, what its surface mirrors."""
+def _solid_radiance(view: View, solid: Solid, points: Vector, direction: Vector, mirrors: bool) -> Vector:
+    """Radiance (3, N) of a solid at points of its surface, seen along `direction`, with what it `mirrors` if it is shiny."""
+    body = shade_solid(view.scene, solid, points, view.samples)
+    if solid.material == "matte" or not mirrors:
+        return body
     normals = normal(solid, points)
-    mirrored = direction - 2 * dot(direction, normals) * normals
-    # Curved surfaces spread neighbouring rays: blur the floor's pattern a little more.
-    image = _radiance(scene, points, mirrored, 3 * pixel, samples[:, ::2], within=solid)
+    reflected = direction - 2 * dot(direction, normals) * normals
+    # Curved surfaces spread neighbouring rays. Few points of the light are enough for a faint image.
+    coarse = view._replace(pixel=3 * view.pixel, samples=view.samples[:, ::2])
+    image = _radiance(coarse, points, reflected, within=solid)
     return body + (image - body) * reflectance(direction, normals)
 
 
-def _pixel_angle(scene: Scene, size: int) -> float:
-    return 2.0 * float(np.tan(scene.camera.view)) / size
+def _of(origin: Vector, chosen: NDArray[np.intp]) -> Vector:
+    """The origins of the chosen rays, where rays have each their own."""
+    return origin if origin.shape[1] == 1 else origin[:, chosen]
