@@ -26,7 +26,7 @@ _ENCODE_BYTES, _DECODE_BYTES = 50, 600
 
 
 class TabletopLatentFormat(comfy.latent_formats.LatentFormat):
-    """Latents of unit variance at an eighth of the picture's resolution, with a linear preview."""
+    """Latents of unit variance over all channels, at an eighth of the picture's resolution, with a linear preview."""
 
     latent_channels = config.LATENT_CHANNELS
     spacial_downscale_ratio = config.DOWNSCALE

@@ -22,10 +22,13 @@ def model() -> autoencoder.PatchAutoencoder:
     return model.requires_grad_(False)
 
 
-def test_latents_are_of_unit_variance_and_uncorrelated(model):
+def test_latents_are_uncorrelated_and_of_unit_variance_together(model):
     latents = model.encode(IMAGES)
     assert latents.shape == (12, 16, 16, 16)
-    assert torch.allclose(torch.cov(latents.movedim(1, 0).flatten(1)), torch.eye(16), atol=2e-3)
+    covariance = torch.cov(latents.movedim(1, 0).flatten(1))
+    assert torch.allclose(covariance, covariance.diag().diag(), atol=2e-3)
+    assert covariance.diag().mean() == pytest.approx(1.0, abs=1e-3)
+    assert torch.allclose(covariance.diag(), model.scales**2 / (model.scales**2).mean(), atol=2e-3)
     assert latents.mean(dim=(0, 2, 3)).abs().max() < 1e-3
 
 
@@ -59,10 +62,10 @@ def test_the_refinement_looks_at_the_neighbourhood_only(model):
 
 
 def test_no_component_count_is_lost():
-    mean, components, deviations = autoencoder.principal_components(IMAGES)
-    assert mean.shape == (192,) and components.shape == (16, 192) and deviations.shape == (16,)
+    mean, components, scales = autoencoder.principal_components(IMAGES)
+    assert mean.shape == (192,) and components.shape == (16, 192) and scales.shape == (16,)
     assert torch.allclose(components @ components.T, torch.eye(16), atol=1e-5)
-    assert (deviations.diff() <= 0).all()
+    assert (scales.diff() <= 0).all()
 
 
 def seen_as(scene, **changes) -> classifier.SceneSeen:

@@ -22,7 +22,7 @@ def linear_part() -> "models.PatchAutoencoder":
         images = pick_pictures(shards(), torch.arange(FIRST)) * 2.0 - 1.0
         components = models.principal_components(images)
         write_atomically(path, lambda scratch: torch.save(components, scratch))
-    for buffer, value in zip((model.mean, model.components, model.deviations), torch.load(path), strict=True):
+    for buffer, value in zip((model.mean, model.components, model.scales), torch.load(path), strict=True):
         buffer.copy_(value)
     return model
 
@@ -43,7 +43,7 @@ def train(steps: int, until: int) -> None:
 
     def report() -> None:
         log.info("autoencoder step %d held-out PSNR %.2f dB", run.step, psnr(model, held_out))
-        export("autoencoder", model.state_dict(), exact=("mean", "components", "deviations"))
+        export("autoencoder", model.state_dict(), exact=("mean", "components", "scales"))
 
     log.info("the linear part alone: %.2f dB", psnr(model, held_out, linear=True))
     run.train(loss, steps, until, save_every=250, after_save=report)
