@@ -107,3 +107,12 @@ def test_an_unusable_file_is_named_with_its_remedy(monkeypatch, tmp_path, name, 
     load = {"autoencoder": autoencoder.load_autoencoder, "classifier": classifier.load_classifier}[name]
     with pytest.raises(weights.WeightsError, match=f"{name}.safetensors is {state}: restore it with `git checkout"):
         load()
+
+
+def test_the_shipped_autoencoder_returns_pictures_and_their_colours():
+    with torch.no_grad():
+        shipped = autoencoder.load_autoencoder()
+        back = shipped.decode(shipped.encode(IMAGES)).clamp(-1, 1)
+    error = ((back - IMAGES) / 2).square().mean(dim=(1, 2, 3))
+    assert (-10 * error.log10()).mean() > 37
+    assert (back - IMAGES).mean(dim=(2, 3)).abs().max() * 255 / 2 < 1.0

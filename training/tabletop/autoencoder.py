@@ -46,7 +46,7 @@ def train(steps: int, until: int) -> None:
         export("autoencoder", model.state_dict(), exact=("mean", "components", "scales"))
 
     log.info("the linear part alone: %.2f dB", psnr(model, held_out, linear=True))
-    run.train(loss, steps, until, save_every=250, after_save=report)
+    run.train(loss, steps, until, after_save=report)
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ class Run:
             self._load()
 
     def train(
-        self, loss: Loss, steps: int, until: int, save_every: int = 500, after_save: Callable[[], None] | None = None
+        self, loss: Loss, steps: int, until: int, save_every: int = 250, after_save: Callable[[], None] | None = None
     ) -> None:
         """Go on to step `until` of a schedule of `steps`. Step i draws from a generator seeded with i, so that a run in
         chunks ends as one without a stop does.

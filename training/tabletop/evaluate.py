@@ -77,9 +77,10 @@ def _lost_by_exchange(vae: Any, scenes: list[Any], images: torch.Tensor, back: t
 
 
 def _recoloured(scene: Any) -> Any:
+    """The scene with its first solid in the next colour of the list, so that each colour is left and reached equally often."""
     first = scene.solids[0]
-    others = [colour for colour in words.COLOURS if colour not in {s.colour for s in scene.solids}]
-    return edits.change(scene, str(first), others[0])
+    colour = words.COLOURS[(words.COLOURS.index(first.colour) + 1) % len(words.COLOURS)]
+    return edits.change(scene, str(first), colour)
 
 
 def of_classifier(classifier: Any, images: torch.Tensor, scenes: list[Any]) -> dict[str, float]:
