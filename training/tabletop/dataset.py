@@ -22,7 +22,7 @@ render = pack("zerocon_core.tabletop.render")
 sampling = pack("zerocon_core.tabletop.sampling")
 
 SHARD = 500
-SHARDS = 64
+SHARDS = 40
 
 
 def scenes() -> list["sampling.Scene"]:
