@@ -79,7 +79,7 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
 
 def compare(name: str, model, side: int, width: int, options: argparse.Namespace) -> list[dict]:
     """One record a way of running the iteration."""
-    bridge, attention, core = (pack(m) for m in ("nodes.bridge.cds", "nodes.bridge.attention", "zerocon_core.cds"))
+    bridge, attention, core = (pack(m) for m in ("bridge.cds", "bridge.attention", "zerocon_core.cds"))
     patchnce, device = pack("zerocon_core.patchnce"), model.load_device
     draw = torch.Generator().manual_seed(0)
     source, target, negative = ([[torch.randn(1, 77, width, generator=draw), {}]] for _ in range(3))
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     start_host(options.comfyui)
-    toy, *_ = pack("nodes.bridge.toyworld").load_toy_world()
+    toy, *_ = pack("bridge.toyworld").load_toy_world()
     records = compare("toy world", toy, 16, 96, options)
     shape = f"SD1.x-shaped, {options.channels} channels, {options.side}x{options.side}"
     records += compare(shape, sd_shaped(options.channels), options.side, 768, options)

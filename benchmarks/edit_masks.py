@@ -54,8 +54,8 @@ class Bench:
 
     def __init__(self) -> None:
         self.scene, self.masks = pack("zerocon_core.toyworld.scene"), pack("zerocon_core.masks")
-        self.bridge = SimpleNamespace(masks=pack("nodes.bridge.masks"), conditioning=pack("nodes.bridge.conditioning"))
-        self.model, self.clip, self.vae = pack("nodes.bridge.toyworld").load_toy_world()
+        self.bridge = SimpleNamespace(masks=pack("bridge.masks"), conditioning=pack("bridge.conditioning"))
+        self.model, self.clip, self.vae = pack("bridge.toyworld").load_toy_world()
         self.scale = self.bridge.masks.pixels_per_position(self.model)
 
     def words(self, edit: Edit, method: str) -> list[str]:

@@ -123,7 +123,7 @@ def main() -> None:
     start_host(options.comfyui)
     import comfy.samplers
 
-    attention, guider_module, inversion = (pack(f"nodes.bridge.{name}") for name in ("attention", "guider", "inversion"))
+    attention, guider_module, inversion = (pack(f"bridge.{name}") for name in ("attention", "guider", "inversion"))
     guidance = pack("zerocon_core.guidance")
     model = sd_shaped(options.channels)
     device = model.load_device

@@ -68,7 +68,7 @@ class Bench:
         core = "toyworld.scene toyworld.classifier cds guidance inversion masks patchnce".split()
         self.core = SimpleNamespace(**{name.split(".")[-1]: pack(f"zerocon_core.{name}") for name in core})
         bridge = "attention cds conditioning guider inversion masks toyworld".split()
-        self.bridge = SimpleNamespace(**{name: pack(f"nodes.bridge.{name}") for name in bridge})
+        self.bridge = SimpleNamespace(**{name: pack(f"bridge.{name}") for name in bridge})
         self.model, self.clip, self.vae = self.bridge.toyworld.load_toy_world()
         self.sigmas = self.bridge.inversion.default_sigmas(self.model, STEPS)
         self.judge = self.core.classifier.load_classifier()
@@ -283,7 +283,7 @@ def reading_elsewhere(guider: type, place: str) -> type:
     from comfy.model_patcher import create_model_options_clone
     from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-    attention = pack("nodes.bridge.attention")
+    attention = pack("bridge.attention")
 
     class Elsewhere(guider):
         def scorer(self, name, layers, model_options):

@@ -7,10 +7,10 @@ from comfy_api.latest import io, ui
 
 from ..zerocon_core.attention_maps import Token, colours, heat_of_words, normalize, positions_of, resize
 from ..zerocon_core.drawing import cell_size, labelled_grid
-from .bridge.attention import HookedLayers, all_cross_attention, hooked_layers
-from .bridge.conditioning import prompt_tokens, spelled
-from .bridge.masks import pixels_per_position
-from .bridge.word_maps import attention_maps
+from ..bridge.attention import HookedLayers, all_cross_attention, hooked_layers
+from ..bridge.conditioning import prompt_tokens, spelled
+from ..bridge.masks import pixels_per_position
+from ..bridge.word_maps import attention_maps
 from .checks import check_latent
 from .schema import search_aliases
 

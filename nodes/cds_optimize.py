@@ -5,9 +5,9 @@ from comfy_api.latest import io
 
 from ..zerocon_core.cds import PAPER_STEP_SIZE, CDSWeights, authors_step_size, draw_timesteps
 from ..zerocon_core.patchnce import PatchNCE
-from .bridge.attention import HookedLayers, decoder_self_attention, hooked_layers
-from .bridge.cds import CDSGuider, CDSSampler, mask_for, optimize
-from .bridge.inversion import is_flow
+from ..bridge.attention import HookedLayers, decoder_self_attention, hooked_layers
+from ..bridge.cds import CDSGuider, CDSSampler, mask_for, optimize
+from ..bridge.inversion import is_flow
 from .checks import check_latent
 from .contrast import parse_sizes, patchnce_inputs
 from .schema import search_aliases

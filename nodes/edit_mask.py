@@ -4,8 +4,8 @@ import torch
 from comfy_api.latest import io
 
 from ..zerocon_core.masks import edit_mask, heat_map
-from .bridge.masks import pixels_per_position, prompt_differences
-from .bridge.status import say
+from ..bridge.masks import pixels_per_position, prompt_differences
+from ..bridge.status import say
 from .checks import check_latent, only
 from .schema import search_aliases
 

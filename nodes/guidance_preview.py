@@ -2,7 +2,7 @@ from comfy_api.latest import io, ui
 
 from ..zerocon_core.drawing import Panel, plot
 from ..zerocon_core.guidance import GuidedStep
-from .bridge.guider import ZeroConGuider
+from ..bridge.guider import ZeroConGuider
 from .schema import search_aliases
 
 

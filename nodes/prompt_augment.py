@@ -15,9 +15,9 @@ from ..zerocon_core.prompts import (
     random_prompts,
     spread_prompts,
 )
-from .bridge.conditioning import SentenceEncoder
-from .bridge.files import OFF, fill_mask_names, wordnet_names
-from .bridge.words import expected_words, related_words
+from ..bridge.conditioning import SentenceEncoder
+from ..bridge.files import OFF, fill_mask_names, wordnet_names
+from ..bridge.words import expected_words, related_words
 from .schema import search_aliases
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ import torch
 from comfy_api.latest import io
 
 from ..zerocon_core.finetune import Objective, Targets, draw_batches, word_variations
-from .bridge.attention import transformer_layers
-from .bridge.conditioning import SentenceEncoder
-from .bridge.finetune import (
+from ..bridge.attention import transformer_layers
+from ..bridge.conditioning import SentenceEncoder
+from ..bridge.finetune import (
     Embeddings,
     Training,
     apply_lora,
@@ -19,8 +19,8 @@ from .bridge.finetune import (
     new_adapters,
     train,
 )
-from .bridge.inversion import is_flow
-from .bridge.status import say
+from ..bridge.inversion import is_flow
+from ..bridge.status import say
 from .checks import only
 from .schema import search_aliases
 

@@ -14,7 +14,7 @@ from ..zerocon_core.toyworld.scene import (
     render,
     scene_from_seed,
 )
-from .bridge.toyworld import load_toy_world
+from ..bridge.toyworld import load_toy_world
 from .schema import search_aliases
 
 CATEGORY = "ZeroCon/toy world"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-bridge = pack("nodes.bridge.toyworld")
+bridge = pack("bridge.toyworld")
 judge = pack("zerocon_core.toyworld.classifier")
 scene = pack("zerocon_core.toyworld.scene")
 

@@ -33,10 +33,9 @@ def start_host(comfyui: Path, *arguments: str) -> None:
 
 def pack(module: str) -> ModuleType:
     """A module of this pack, imported without the node list: training needs no ComfyUI server."""
-    for name, folder in (("zerocon_pack", ROOT), ("zerocon_pack.nodes", ROOT / "nodes")):
-        if name not in sys.modules:
-            sys.modules[name] = ModuleType(name)
-            sys.modules[name].__path__ = [str(folder)]
+    if "zerocon_pack" not in sys.modules:
+        sys.modules["zerocon_pack"] = ModuleType("zerocon_pack")
+        sys.modules["zerocon_pack"].__path__ = [str(ROOT)]
     return importlib.import_module(f"zerocon_pack.{module}")
 
 

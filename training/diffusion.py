@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from wording import UNKNOWN, Wording
 
-bridge = pack("nodes.bridge.toyworld")
+bridge = pack("bridge.toyworld")
 
 BATCH = 16
 LATENT_COUNT = 24_000

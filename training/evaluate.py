@@ -34,7 +34,7 @@ def evaluate(count: int, batch: int) -> dict[str, float]:
     subjects = scene.held_out_scenes(count)
     images = torch.stack([torch.from_numpy(scene.render(s)) for s in subjects])
     classifier = judge.load_classifier()
-    model, clip, vae = pack("nodes.bridge.toyworld").load_toy_world()
+    model, clip, vae = pack("bridge.toyworld").load_toy_world()
 
     with torch.inference_mode():
         error = F.mse_loss(vae.decode(vae.encode(images)), images, reduction="none").mean(dim=(1, 2, 3))

@@ -13,8 +13,8 @@ OPTIONAL = {"lpips", "torch_fidelity"}  # imported when they are used, with a se
 NODES_MAY_USE = CORE_MAY_USE | {"comfy_api", "typing_extensions"}
 
 CORE = sorted((ROOT / "zerocon_core").rglob("*.py"))
-BRIDGE = sorted((ROOT / "nodes" / "bridge").rglob("*.py"))
-NODES = sorted({*(ROOT / "nodes").rglob("*.py"), ROOT / "__init__.py"} - set(BRIDGE))
+BRIDGE = sorted((ROOT / "bridge").rglob("*.py"))
+NODES = sorted([*(ROOT / "nodes").rglob("*.py"), ROOT / "__init__.py"])
 
 
 def imports(path: Path) -> Iterator[str]:

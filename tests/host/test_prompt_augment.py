@@ -11,7 +11,7 @@ import pytest
 import torch
 from bert_files import WORDS, write_bert
 from wordnet_files import write_wordnet
-from zerocon_pack.nodes.bridge import files, toyworld
+from zerocon_pack.bridge import files, toyworld
 from zerocon_pack.nodes.prompt_augment import PromptAugment
 
 CAPTION = "a red circle on a striped background"

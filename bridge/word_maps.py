@@ -6,7 +6,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...zerocon_core.attention_maps import average_maps
+from ..zerocon_core.attention_maps import average_maps
 from .attention import HookedLayers, observe
 from .inversion import ConditionalGuider
 from .masks import noise_level

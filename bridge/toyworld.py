@@ -10,7 +10,7 @@ import comfy.supported_models
 import comfy.supported_models_base
 import torch
 
-from ...zerocon_core.toyworld import config, weights
+from ..zerocon_core.toyworld import config, weights
 
 # A patcher class that picks the host's memory strategy; hosts that have only one strategy lack it.
 _Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
