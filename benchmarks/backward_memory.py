@@ -43,7 +43,7 @@ def saved_gib(config: dict, side: int, dtype: torch.dtype, checkpointing: bool =
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    attention, autograd = pack("bridge.attention"), pack("bridge.autograd")
+    attention, autograd = pack("bridge.model.attention"), pack("bridge.model.autograd")
     unet = UNetModel(
         image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False,
         dtype=dtype, device="meta", operations=comfy.ops.manual_cast, **config,

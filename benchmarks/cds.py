@@ -79,7 +79,7 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
 
 def compare(name: str, model, side: int, width: int, options: argparse.Namespace) -> list[dict]:
     """One record a way of running the iteration."""
-    bridge, attention, core = (pack(m) for m in ("bridge.cds", "bridge.attention", "zerocon_core.cds"))
+    bridge, attention, core = (pack(m) for m in ("bridge.loops.cds", "bridge.model.attention", "zerocon_core.cds"))
     patchnce, device = pack("zerocon_core.patchnce"), model.load_device
     draw = torch.Generator().manual_seed(0)
     source, target, negative = ([[torch.randn(1, 77, width, generator=draw), {}]] for _ in range(3))

@@ -50,8 +50,8 @@ class Bench:
 
     def __init__(self, count: int) -> None:
         self.scene, classifier = pack("zerocon_core.toyworld.scene"), pack("zerocon_core.toyworld.classifier")
-        self.core, self.finetune = pack("zerocon_core.finetune"), pack("bridge.finetune")
-        self.conditioning, toyworld = pack("bridge.conditioning"), pack("bridge.toyworld")
+        self.core, self.finetune = pack("zerocon_core.finetune"), pack("bridge.loops.training")
+        self.conditioning, toyworld = pack("bridge.model.conditioning"), pack("bridge.toyworld")
         self.model, self.clip, self.vae = toyworld.load_toy_world()
         self.classify, self.judge = classifier.classify, classifier.load_classifier()
         self.pictures = [self.scene.scene_from_seed(seed) for seed in range(IMAGES)]

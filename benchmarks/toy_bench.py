@@ -283,7 +283,7 @@ def reading_elsewhere(guider: type, place: str) -> type:
     from comfy.model_patcher import create_model_options_clone
     from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-    attention = pack("bridge.attention")
+    attention = pack("bridge.model.attention")
 
     class Elsewhere(guider):
         def scorer(self, name, layers, model_options):

@@ -1,6 +1,6 @@
 from comfy_api.latest import io
 
-from ..bridge.attention import HookedLayers, hook_layers, transformer_layers
+from ..bridge.model.attention import HookedLayers, hook_layers, transformer_layers
 from .schema import search_aliases
 
 PARTS = {

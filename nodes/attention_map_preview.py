@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from comfy_api.latest import io, ui
 
+from ..bridge.loops.differences import pixels_per_position
+from ..bridge.loops.word_maps import attention_maps
+from ..bridge.model.attention import HookedLayers, all_cross_attention, hooked_layers
+from ..bridge.model.conditioning import prompt_tokens, spelled
 from ..zerocon_core.attention_maps import Token, colours, heat_of_words, normalize, positions_of, resize
 from ..zerocon_core.drawing import cell_size, labelled_grid
-from ..bridge.attention import HookedLayers, all_cross_attention, hooked_layers
-from ..bridge.conditioning import prompt_tokens, spelled
-from ..bridge.masks import pixels_per_position
-from ..bridge.word_maps import attention_maps
 from .checks import check_latent
 from .schema import search_aliases
 

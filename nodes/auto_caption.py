@@ -1,8 +1,8 @@
 import torch
 from comfy_api.latest import io
 
-from ..bridge.captioner import caption
 from ..bridge.files import captioner_names
+from ..bridge.networks.captioner import caption
 from .schema import search_aliases
 
 

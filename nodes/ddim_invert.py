@@ -3,8 +3,8 @@ import logging
 import torch
 from comfy_api.latest import io
 
+from ..bridge.loops.inversion import default_sigmas, invert, is_flow
 from ..zerocon_core.inversion import NoiseRegularization
-from ..bridge.inversion import default_sigmas, invert, is_flow
 from .checks import check_latent
 from .schema import search_aliases
 from .types import Trajectory

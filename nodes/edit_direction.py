@@ -2,9 +2,9 @@ import logging
 
 from comfy_api.latest import io
 
-from ..zerocon_core.directions import TEMPLATES, edit_direction, paired_sentences, phrases
-from ..bridge.conditioning import SentenceEncoder, encode_caption, shift_conditioning
 from ..bridge.files import direction_names, load_direction, save_direction
+from ..bridge.model.conditioning import SentenceEncoder, encode_caption, shift_conditioning
+from ..zerocon_core.directions import TEMPLATES, edit_direction, paired_sentences, phrases
 from .schema import search_aliases
 from .types import Direction
 

@@ -3,9 +3,9 @@ import logging
 import torch
 from comfy_api.latest import io
 
-from ..zerocon_core.masks import edit_mask, heat_map
-from ..bridge.masks import pixels_per_position, prompt_differences
+from ..bridge.loops.differences import pixels_per_position, prompt_differences
 from ..bridge.status import say
+from ..zerocon_core.masks import edit_mask, heat_map
 from .checks import check_latent, only
 from .schema import search_aliases
 

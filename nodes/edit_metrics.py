@@ -3,10 +3,10 @@ from functools import partial
 import torch
 from comfy_api.latest import io, ui
 
-from ..zerocon_core.metrics.edits import Edits
 from ..bridge.files import INCEPTION, LPIPS_TRUNKS, OFF, network_names
-from ..bridge.metrics import Networks, fit_mask, measure
+from ..bridge.networks.metrics import Networks, fit_mask, measure
 from ..bridge.status import announce, say
+from ..zerocon_core.metrics.edits import Edits
 from .schema import search_aliases
 
 

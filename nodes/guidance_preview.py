@@ -1,8 +1,8 @@
 from comfy_api.latest import io, ui
 
+from ..bridge.loops.guidance import ZeroConGuider
 from ..zerocon_core.drawing import Panel, plot
 from ..zerocon_core.guidance import GuidedStep
-from ..bridge.guider import ZeroConGuider
 from .schema import search_aliases
 
 

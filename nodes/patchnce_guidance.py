@@ -1,9 +1,9 @@
 from comfy_api.latest import io
 
+from ..bridge.loops.guidance import ZeroConGuider
+from ..bridge.model.attention import hooked_layers
 from ..zerocon_core.guidance import GuidanceWeights
 from ..zerocon_core.patchnce import PatchNCE
-from ..bridge.attention import hooked_layers
-from ..bridge.guider import ZeroConGuider
 from .contrast import parse_sizes, patchnce_inputs
 from .schema import search_aliases
 from .types import Trajectory

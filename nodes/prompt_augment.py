@@ -4,6 +4,9 @@ import re
 import torch
 from comfy_api.latest import io, ui
 
+from ..bridge.files import OFF, fill_mask_names, wordnet_names
+from ..bridge.model.conditioning import SentenceEncoder
+from ..bridge.networks.words import expected_words, related_words
 from ..zerocon_core.prompts import (
     Augmentation,
     Source,
@@ -15,9 +18,6 @@ from ..zerocon_core.prompts import (
     random_prompts,
     spread_prompts,
 )
-from ..bridge.conditioning import SentenceEncoder
-from ..bridge.files import OFF, fill_mask_names, wordnet_names
-from ..bridge.words import expected_words, related_words
 from .schema import search_aliases
 
 log = logging.getLogger(__name__)

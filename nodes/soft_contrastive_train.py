@@ -6,10 +6,8 @@ from types import SimpleNamespace
 import torch
 from comfy_api.latest import io
 
-from ..zerocon_core.finetune import Objective, Targets, draw_batches, word_variations
-from ..bridge.attention import transformer_layers
-from ..bridge.conditioning import SentenceEncoder
-from ..bridge.finetune import (
+from ..bridge.loops.inversion import is_flow
+from ..bridge.loops.training import (
     Embeddings,
     Training,
     apply_lora,
@@ -19,8 +17,10 @@ from ..bridge.finetune import (
     new_adapters,
     train,
 )
-from ..bridge.inversion import is_flow
+from ..bridge.model.attention import transformer_layers
+from ..bridge.model.conditioning import SentenceEncoder
 from ..bridge.status import say
+from ..zerocon_core.finetune import Objective, Targets, draw_batches, word_variations
 from .checks import only
 from .schema import search_aliases
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..bridge.toyworld import load_toy_world
 from ..zerocon_core.toyworld.scene import (
     COLOURS,
     HELD_OUT_SEED,
@@ -14,7 +15,6 @@ from ..zerocon_core.toyworld.scene import (
     render,
     scene_from_seed,
 )
-from ..bridge.toyworld import load_toy_world
 from .schema import search_aliases
 
 CATEGORY = "ZeroCon/toy world"

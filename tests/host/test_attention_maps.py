@@ -9,9 +9,9 @@ from comfy.patcher_extension import WrappersMP
 from test_nodes import WordClip
 from tiny import FAMILIES, conditioning, randn, relative_error, tiny_unet
 from zerocon_pack.bridge import toyworld
-from zerocon_pack.bridge.attention import HookedLayers, all_cross_attention, hook_layers, transformer_layers
-from zerocon_pack.bridge.conditioning import prompt_tokens
-from zerocon_pack.bridge.word_maps import attention_maps
+from zerocon_pack.bridge.loops.word_maps import attention_maps
+from zerocon_pack.bridge.model.attention import HookedLayers, all_cross_attention, hook_layers, transformer_layers
+from zerocon_pack.bridge.model.conditioning import prompt_tokens
 from zerocon_pack.zerocon_core.toyworld import scene
 
 LATENT = randn(2, 4, 16, 12)

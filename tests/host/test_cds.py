@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from comfy.model_base import ModelType
 from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_bytes, tiny_unet
-from zerocon_pack.bridge.attention import HookedLayers, decoder_self_attention, hook_layers
-from zerocon_pack.bridge.cds import CDSGuider, CDSSampler, mask_for, optimize
+from zerocon_pack.bridge.loops.cds import CDSGuider, CDSSampler, mask_for, optimize
+from zerocon_pack.bridge.model.attention import HookedLayers, decoder_self_attention, hook_layers
 from zerocon_pack.zerocon_core.cds import CDSWeights
 from zerocon_pack.zerocon_core.patchnce import PatchNCE
 
@@ -229,7 +229,7 @@ def test_weights_in_half_precision(weights):
 def test_nothing_of_an_iteration_outlives_it(monkeypatch):
     measured = []
     monkeypatch.setattr(
-        "zerocon_pack.bridge.cds.prepare_callback", lambda *args: lambda *seen: measured.append(tensor_bytes())
+        "zerocon_pack.bridge.loops.cds.prepare_callback", lambda *args: lambda *seen: measured.append(tensor_bytes())
     )
     edit(tiny_unet(), randn(1, 4, 16, 16), timesteps=torch.arange(100, 900, 100))
     assert len(measured) == 8 and max(measured[2:]) <= measured[1] * 1.01
@@ -245,7 +245,7 @@ def test_a_stopped_run_leaves_the_model_as_it_was(failure, monkeypatch):
             raise failure()
 
     with monkeypatch.context() as patch, pytest.raises(failure):
-        patch.setattr("zerocon_pack.bridge.cds.prepare_callback", lambda *args: stop)
+        patch.setattr("zerocon_pack.bridge.loops.cds.prepare_callback", lambda *args: stop)
         edit(model, latent)
     assert repr(model.model_options) == options
     assert not any("forward" in module.__dict__ for module in model.model.modules())

@@ -11,8 +11,8 @@ from test_guider import EDITED, EULER, NEGATIVE, SOURCE, hooked
 from test_nodes import WordClip
 from test_nodes import graph as pipeline
 from tiny import conditioning, randn, tiny_unet
-from zerocon_pack.bridge.guider import ZeroConGuider
-from zerocon_pack.bridge.inversion import default_sigmas, invert
+from zerocon_pack.bridge.loops.guidance import ZeroConGuider
+from zerocon_pack.bridge.loops.inversion import default_sigmas, invert
 from zerocon_pack.zerocon_core.guidance import GuidanceWeights
 from zerocon_pack.zerocon_core.patchnce import PatchNCE
 

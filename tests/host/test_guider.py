@@ -8,9 +8,9 @@ import pytest
 import torch
 from comfy.model_base import ModelType
 from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_bytes, tiny_unet
-from zerocon_pack.bridge.attention import HookedLayers, hook_layers, transformer_layers
-from zerocon_pack.bridge.guider import ZeroConGuider
-from zerocon_pack.bridge.inversion import default_sigmas, invert
+from zerocon_pack.bridge.loops.guidance import ZeroConGuider
+from zerocon_pack.bridge.loops.inversion import default_sigmas, invert
+from zerocon_pack.bridge.model.attention import HookedLayers, hook_layers, transformer_layers
 from zerocon_pack.zerocon_core.guidance import GuidanceWeights
 from zerocon_pack.zerocon_core.patchnce import PatchNCE
 

@@ -17,9 +17,9 @@ from server import PromptServer
 from test_guider import EDITED, EULER, NEGATIVE, SOURCE, hooked
 from test_nodes import graph
 from tiny import conditioning, randn, relative_error, tiny_unet
-from zerocon_pack.bridge.guider import ZeroConGuider
-from zerocon_pack.bridge.inversion import default_sigmas, invert
-from zerocon_pack.bridge.masks import prompt_differences
+from zerocon_pack.bridge.loops.differences import prompt_differences
+from zerocon_pack.bridge.loops.guidance import ZeroConGuider
+from zerocon_pack.bridge.loops.inversion import default_sigmas, invert
 from zerocon_pack.zerocon_core.guidance import GuidanceWeights
 from zerocon_pack.zerocon_core.patchnce import PatchNCE
 

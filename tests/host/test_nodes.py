@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler
 from tiny import conditioning, randn, relative_error, tiny_unet
-from zerocon_pack.bridge.inversion import default_sigmas
+from zerocon_pack.bridge.loops.inversion import default_sigmas
 
 
 class WordClip:

@@ -6,10 +6,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..zerocon_core.attention_maps import average_maps
-from .attention import HookedLayers, observe
+from ...zerocon_core.attention_maps import average_maps
+from ..model.attention import HookedLayers, observe
+from .differences import noise_level
 from .inversion import ConditionalGuider
-from .masks import noise_level
 
 
 class ObservingSampler(comfy.samplers.Sampler):

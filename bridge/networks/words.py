@@ -6,9 +6,9 @@ import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ..zerocon_core.prompts import ExpectedWords, Gap, RelatedWords
-from ..zerocon_core.wordnet import WordNet
-from .files import fill_mask_folder, wordnet_folder
+from ...zerocon_core.prompts import ExpectedWords, Gap, RelatedWords
+from ...zerocon_core.wordnet import WordNet
+from ..files import fill_mask_folder, wordnet_folder
 
 
 def related_words(name: str, senses: int) -> RelatedWords:
@@ -23,7 +23,7 @@ def expected_words(name: str) -> ExpectedWords:
 
 def _ranking(name: str, gap: Gap) -> list[str]:
     # Its import of transformers takes longer than the rest of the pack, and few runs of the host need it.
-    from ..zerocon_core.fillmask import load_fill_mask, ranked_words
+    from ...zerocon_core.fillmask import load_fill_mask, ranked_words
 
     model, tokenizer = load_fill_mask(fill_mask_folder(name))
     patcher = ModelPatcher(

@@ -9,12 +9,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..zerocon_core.diffusion import before_euler_step, leading_to
-from ..zerocon_core.guidance import Guidance, GuidanceWeights, GuidedStep
-from ..zerocon_core.inversion import Trajectory, closest_level
-from ..zerocon_core.masks import coverage
-from .attention import HookedLayers, hooked_layers, observe
-from .autograd import autograd_region, reserve_for_backward
+from ...zerocon_core.diffusion import before_euler_step, leading_to
+from ...zerocon_core.guidance import Guidance, GuidanceWeights, GuidedStep
+from ...zerocon_core.inversion import Trajectory, closest_level
+from ...zerocon_core.masks import coverage
+from ..model.attention import HookedLayers, hooked_layers, observe
+from ..model.autograd import autograd_region, reserve_for_backward
 
 
 class ZeroConGuider(comfy.samplers.CFGGuider):

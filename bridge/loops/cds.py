@@ -10,10 +10,10 @@ from comfy.model_patcher import ModelPatcher
 from latent_preview import prepare_callback
 from torch import Tensor
 
-from ..zerocon_core.cds import CDSWeights, Gradient, Score, Scorer, cds_optimize, refine_noise
-from ..zerocon_core.diffusion import Denoiser, to_eps
-from .attention import Capture, HookedLayers, capture_options
-from .autograd import autograd_region, reserve_for_backward
+from ...zerocon_core.cds import CDSWeights, Gradient, Score, Scorer, cds_optimize, refine_noise
+from ...zerocon_core.diffusion import Denoiser, to_eps
+from ..model.attention import Capture, HookedLayers, capture_options
+from ..model.autograd import autograd_region, reserve_for_backward
 
 
 class CDSGuider(comfy.samplers.CFGGuider):

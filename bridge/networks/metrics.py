@@ -11,10 +11,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..zerocon_core.metrics.edits import Edits, clip_metrics, fid, lpips_metrics, pixel_metrics, structure_metrics
-from ..zerocon_core.metrics.report import Report
-from . import files
-from .files import OFF, Tell
+from ...zerocon_core.metrics.edits import Edits, clip_metrics, fid, lpips_metrics, pixel_metrics, structure_metrics
+from ...zerocon_core.metrics.report import Report
+from .. import files
+from ..files import OFF, Tell
 
 Figures = TypeVar("Figures")
 
@@ -51,7 +51,7 @@ def measure(edits: Edits, networks: Networks, tell: Tell) -> Report:
     if not chosen:
         return report
     # Its import of transformers takes longer than the rest of the pack.
-    from ..zerocon_core.metrics.networks import load_clip, load_dino, load_inception, load_lpips
+    from ...zerocon_core.metrics.networks import load_clip, load_dino, load_inception, load_lpips
 
     if (name := networks.structure) != OFF:
         load = partial(load_dino, files.network_folder(name, "vit", tell))
