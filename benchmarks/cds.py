@@ -79,8 +79,8 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
 
 def compare(name: str, model, side: int, width: int, options: argparse.Namespace) -> list[dict]:
     """One record a way of running the iteration."""
-    bridge, attention, core = (pack(m) for m in ("bridge.loops.cds", "bridge.model.attention", "zerocon_core.cds"))
-    patchnce, device = pack("zerocon_core.patchnce"), model.load_device
+    bridge, attention, core = (pack(m) for m in ("bridge.loops.cds", "bridge.model.attention", "zerocon_core.methods.cds"))
+    patchnce, device = pack("zerocon_core.methods.patchnce"), model.load_device
     draw = torch.Generator().manual_seed(0)
     source, target, negative = ([[torch.randn(1, 77, width, generator=draw), {}]] for _ in range(3))
     z_src = torch.randn(1, 4, side, side, generator=draw)

@@ -53,7 +53,7 @@ class Bench:
     """The toy world's models, and what the masks are made with."""
 
     def __init__(self) -> None:
-        self.scene, self.masks = pack("zerocon_core.toyworld.scene"), pack("zerocon_core.masks")
+        self.scene, self.masks = pack("zerocon_core.toyworld.scene"), pack("zerocon_core.maps.differences")
         self.bridge = SimpleNamespace(masks=pack("bridge.loops.differences"), conditioning=pack("bridge.model.conditioning"))
         self.model, self.clip, self.vae = pack("bridge.toyworld").load_toy_world()
         self.scale = self.bridge.masks.pixels_per_position(self.model)

@@ -124,7 +124,7 @@ def main() -> None:
     import comfy.samplers
 
     attention, guider_module, inversion = (pack(f"bridge.{name}") for name in ("attention", "guider", "inversion"))
-    guidance = pack("zerocon_core.guidance")
+    guidance = pack("zerocon_core.methods.guidance")
     model = sd_shaped(options.channels)
     device = model.load_device
     draw = torch.Generator().manual_seed(0)

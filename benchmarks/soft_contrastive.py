@@ -50,7 +50,7 @@ class Bench:
 
     def __init__(self, count: int) -> None:
         self.scene, classifier = pack("zerocon_core.toyworld.scene"), pack("zerocon_core.toyworld.classifier")
-        self.core, self.finetune = pack("zerocon_core.finetune"), pack("bridge.loops.training")
+        self.core, self.finetune = pack("zerocon_core.methods.finetune"), pack("bridge.loops.training")
         self.conditioning, toyworld = pack("bridge.model.conditioning"), pack("bridge.toyworld")
         self.model, self.clip, self.vae = toyworld.load_toy_world()
         self.classify, self.judge = classifier.classify, classifier.load_classifier()

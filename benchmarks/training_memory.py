@@ -62,7 +62,7 @@ def training_gib(config: dict, side: int) -> tuple[float, float, float, float]:
     from comfy.ldm.modules.attention import SpatialTransformer
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 
-    autograd, finetune, core = pack("bridge.model.autograd"), pack("bridge.loops.training"), pack("zerocon_core.finetune")
+    autograd, finetune, core = pack("bridge.model.autograd"), pack("bridge.loops.training"), pack("zerocon_core.methods.finetune")
     unet = UNetModel(
         image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False,
         dtype=torch.float16, device="meta", operations=comfy.ops.manual_cast, **config,

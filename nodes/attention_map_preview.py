@@ -9,8 +9,8 @@ from ..bridge.loops.differences import pixels_per_position
 from ..bridge.loops.word_maps import attention_maps
 from ..bridge.model.attention import HookedLayers, all_cross_attention, hooked_layers
 from ..bridge.model.conditioning import prompt_tokens, spelled
-from ..zerocon_core.attention_maps import Token, colours, heat_of_words, normalize, positions_of, resize
 from ..zerocon_core.drawing import cell_size, labelled_grid
+from ..zerocon_core.maps.words import Token, colours, heat_of_words, normalize, positions_of, resize
 from .checks import check_latent
 from .schema import search_aliases
 

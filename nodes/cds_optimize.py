@@ -6,8 +6,8 @@ from comfy_api.latest import io
 from ..bridge.loops.cds import CDSGuider, CDSSampler, mask_for, optimize
 from ..bridge.loops.inversion import is_flow
 from ..bridge.model.attention import HookedLayers, decoder_self_attention, hooked_layers
-from ..zerocon_core.cds import PAPER_STEP_SIZE, CDSWeights, authors_step_size, draw_timesteps
-from ..zerocon_core.patchnce import PatchNCE
+from ..zerocon_core.methods.cds import PAPER_STEP_SIZE, CDSWeights, authors_step_size, draw_timesteps
+from ..zerocon_core.methods.patchnce import PatchNCE
 from .checks import check_latent
 from .contrast import parse_sizes, patchnce_inputs
 from .schema import search_aliases

@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..bridge.loops.inversion import default_sigmas, invert, is_flow
-from ..zerocon_core.inversion import NoiseRegularization
+from ..zerocon_core.methods.inversion import NoiseRegularization
 from .checks import check_latent
 from .schema import search_aliases
 from .types import Trajectory

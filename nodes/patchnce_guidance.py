@@ -2,8 +2,8 @@ from comfy_api.latest import io
 
 from ..bridge.loops.guidance import ZeroConGuider
 from ..bridge.model.attention import hooked_layers
-from ..zerocon_core.guidance import GuidanceWeights
-from ..zerocon_core.patchnce import PatchNCE
+from ..zerocon_core.methods.guidance import GuidanceWeights
+from ..zerocon_core.methods.patchnce import PatchNCE
 from .contrast import parse_sizes, patchnce_inputs
 from .schema import search_aliases
 from .types import Trajectory

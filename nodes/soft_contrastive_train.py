@@ -20,7 +20,7 @@ from ..bridge.loops.training import (
 from ..bridge.model.attention import transformer_layers
 from ..bridge.model.conditioning import SentenceEncoder
 from ..bridge.status import say
-from ..zerocon_core.finetune import Objective, Targets, draw_batches, word_variations
+from ..zerocon_core.methods.finetune import Objective, Targets, draw_batches, word_variations
 from .checks import only
 from .schema import search_aliases
 

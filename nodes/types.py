@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 Trajectory = io.Custom("ZEROCON_TRAJECTORY")
-"""zerocon_core.inversion.Trajectory: the latents an inversion passed through, on the CPU in the model's latent space."""
+"""zerocon_core.methods.inversion.Trajectory: the latents an inversion passed through, on the CPU in the model's latent space."""
 
 Direction = io.Custom("ZEROCON_DIRECTION")
-"""zerocon_core.directions.EditDirection."""
+"""zerocon_core.language.directions.EditDirection."""

@@ -7,7 +7,7 @@ from common import RUNS, Run, log, pack
 from dataset import pick, pictures, scenes, tensor
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-captioning = pack("zerocon_core.captioning")
+captioning = pack("zerocon_core.language.captioning")
 config = pack("zerocon_core.toyworld.config")
 scene = pack("zerocon_core.toyworld.scene")
 weights = pack("zerocon_core.toyworld.weights")

@@ -10,8 +10,8 @@ from comfy.model_patcher import ModelPatcher
 from latent_preview import prepare_callback
 from torch import Tensor
 
-from ...zerocon_core.cds import CDSWeights, Gradient, Score, Scorer, cds_optimize, refine_noise
-from ...zerocon_core.diffusion import Denoiser, to_eps
+from ...zerocon_core.methods.cds import CDSWeights, Gradient, Score, Scorer, cds_optimize, refine_noise
+from ...zerocon_core.noising import Denoiser, to_eps
 from ..model.attention import Capture, HookedLayers, capture_options
 from ..model.autograd import autograd_region, reserve_for_backward
 

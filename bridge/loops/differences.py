@@ -12,8 +12,8 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from PIL import Image
 from torch import Tensor
 
-from ...zerocon_core.diffusion import to_eps
-from ...zerocon_core.masks import average_difference, heat_map
+from ...zerocon_core.maps.differences import average_difference, heat_map
+from ...zerocon_core.noising import to_eps
 
 PREVIEW_SIDE = 512
 

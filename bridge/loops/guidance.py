@@ -9,10 +9,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...zerocon_core.diffusion import before_euler_step, leading_to
-from ...zerocon_core.guidance import Guidance, GuidanceWeights, GuidedStep
-from ...zerocon_core.inversion import Trajectory, closest_level
-from ...zerocon_core.masks import coverage
+from ...zerocon_core.maps.differences import coverage
+from ...zerocon_core.methods.guidance import Guidance, GuidanceWeights, GuidedStep
+from ...zerocon_core.methods.inversion import Trajectory, closest_level
+from ...zerocon_core.noising import before_euler_step, leading_to
 from ..model.attention import HookedLayers, hooked_layers, observe
 from ..model.autograd import autograd_region, reserve_for_backward
 

@@ -7,7 +7,7 @@ from comfy.model_patcher import ModelPatcher
 from latent_preview import prepare_callback
 from torch import Tensor
 
-from ...zerocon_core.inversion import NoiseRegularization, Trajectory, ddim_invert
+from ...zerocon_core.methods.inversion import NoiseRegularization, Trajectory, ddim_invert
 
 
 class ConditionalGuider(comfy.samplers.CFGGuider):

@@ -18,8 +18,8 @@ from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
-from ...zerocon_core.directions import Embedding
-from ...zerocon_core.finetune import Example, Losses, LowRank, Objective, losses, training_steps
+from ...zerocon_core.language.directions import Embedding
+from ...zerocon_core.methods.finetune import Example, Losses, LowRank, Objective, losses, training_steps
 from ..model.autograd import autograd_region, differentiable_attention, replaced_forwards, reserve_for_backward
 from .inversion import ConditionalGuider
 

@@ -6,7 +6,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...zerocon_core.attention_maps import average_maps
+from ...zerocon_core.maps.words import average_maps
 from ..model.attention import HookedLayers, observe
 from .differences import noise_level
 from .inversion import ConditionalGuider

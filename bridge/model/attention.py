@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...zerocon_core.guidance import Observation
+from ...zerocon_core.methods.guidance import Observation
 from .autograd import differentiable_attention
 
 ATTACHMENT = "zerocon_layers"

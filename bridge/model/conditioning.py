@@ -6,8 +6,8 @@ import comfy.model_management
 import comfy.utils
 from torch import Tensor
 
-from ...zerocon_core.attention_maps import Token
-from ...zerocon_core.directions import EditDirection, shift_tokens
+from ...zerocon_core.language.directions import EditDirection, shift_tokens
+from ...zerocon_core.maps.words import Token
 
 EMBEDDING = "embedding</w>"
 

@@ -12,7 +12,7 @@ from ..files import TOY_CAPTIONER, captioner_folder
 def caption(images: Tensor, name: str, prefix: str) -> list[str]:
     """Captions of images (B, H, W, 3), by the captioner of a name from `files.captioner_names`."""
     # Its import of transformers takes longer than the rest of the pack, and few runs of the host need it.
-    from ...zerocon_core.captioning import caption_images, load_captioner
+    from ...zerocon_core.language.captioning import caption_images, load_captioner
 
     try:
         model, processor = load_captioner(captioner_folder(name, weights.CAPTIONER_FOLDER))

@@ -6,8 +6,8 @@ import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ...zerocon_core.prompts import ExpectedWords, Gap, RelatedWords
-from ...zerocon_core.wordnet import WordNet
+from ...zerocon_core.language.prompts import ExpectedWords, Gap, RelatedWords
+from ...zerocon_core.language.wordnet import WordNet
 from ..files import fill_mask_folder, wordnet_folder
 
 
@@ -23,7 +23,7 @@ def expected_words(name: str) -> ExpectedWords:
 
 def _ranking(name: str, gap: Gap) -> list[str]:
     # Its import of transformers takes longer than the rest of the pack, and few runs of the host need it.
-    from ...zerocon_core.fillmask import load_fill_mask, ranked_words
+    from ...zerocon_core.language.fill_mask import load_fill_mask, ranked_words
 
     model, tokenizer = load_fill_mask(fill_mask_folder(name))
     patcher = ModelPatcher(

@@ -5,7 +5,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from zerocon_core.attention_maps import Token, average_maps, colours, heat_of_words, normalize, positions_of, resize
+from zerocon_core.maps.words import Token, average_maps, colours, heat_of_words, normalize, positions_of, resize
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:

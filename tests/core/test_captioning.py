@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-from zerocon_core.captioning import caption_images, load_captioner
+from zerocon_core.language.captioning import caption_images, load_captioner
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
 WORDS = "a the cat dog bird red green blue on under mat hat with and of in".split()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerocon_core.cds import (
+from zerocon_core.methods.cds import (
     PAPER_STEP_SIZE,
     CDSWeights,
     Score,
@@ -18,7 +18,7 @@ from zerocon_core.cds import (
     draw_timesteps,
     refine_noise,
 )
-from zerocon_core.patchnce import PatchNCE
+from zerocon_core.methods.patchnce import PatchNCE
 
 SIGMAS = torch.tensor([2.5, 0.4, 1.1, 6.0, 0.9], dtype=torch.float64)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerocon_core.finetune import (
+from zerocon_core.methods.finetune import (
     Example,
     Losses,
     LowRank,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor, nn
 
-from zerocon_core.inversion import (
+from zerocon_core.methods.inversion import (
     NoiseRegularization,
     autocorrelation_loss,
     closest_level,

@@ -10,9 +10,9 @@ from test_guidance import ABSOLUTE, REFERENCE, RELATIVE, SIGMA, X, generator, of
 from test_guidance import observe as observe_two_layers
 from torch import Tensor
 
-from zerocon_core.guidance import Guidance, cross_attention_loss
-from zerocon_core.masks import average_difference, coverage, difference_map, edit_mask, heat_map, smooth
-from zerocon_core.patchnce import PatchNCE, draw_held_patches, patch_nce_loss
+from zerocon_core.maps.differences import average_difference, coverage, difference_map, edit_mask, heat_map, smooth
+from zerocon_core.methods.guidance import Guidance, cross_attention_loss
+from zerocon_core.methods.patchnce import PatchNCE, draw_held_patches, patch_nce_loss
 
 PREDICTIONS = randn(4, 2, 3, 5, 7, seed=1) * torch.linspace(0.1, 2, 7).double()  # more spread to the right
 SHAPE = torch.Size((2, 3, 5, 7))

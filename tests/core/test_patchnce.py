@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zerocon_core.patchnce import PatchNCE, draw_patches, patch_nce, patch_nce_loss
+from zerocon_core.methods.patchnce import PatchNCE, draw_patches, patch_nce, patch_nce_loss
 
 SHAPES = [(3, 5, 4), (6, 3, 7), (2, 2, 2)]  # (C, h, w): odd, not square, and only one patch of size 2
 DIRECTIONS = ["cds", "cut"]

@@ -11,8 +11,8 @@ from comfy.model_base import ModelType
 from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_bytes, tiny_unet
 from zerocon_pack.bridge.loops.cds import CDSGuider, CDSSampler, mask_for, optimize
 from zerocon_pack.bridge.model.attention import HookedLayers, decoder_self_attention, hook_layers
-from zerocon_pack.zerocon_core.cds import CDSWeights
-from zerocon_pack.zerocon_core.patchnce import PatchNCE
+from zerocon_pack.zerocon_core.methods.cds import CDSWeights
+from zerocon_pack.zerocon_core.methods.patchnce import PatchNCE
 
 SOURCE, TARGET, OTHER, NEGATIVE = (conditioning(seed) for seed in (1, 2, 3, 4))
 TIMESTEPS = torch.tensor([600, 80, 930, 301, 455])

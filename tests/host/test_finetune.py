@@ -17,7 +17,7 @@ from tiny import FAMILIES, WIDTH, fingerprint, randn, tiny_unet
 from zerocon_pack.bridge.loops import training as finetune
 from zerocon_pack.bridge.model.autograd import autograd_region
 from zerocon_pack.bridge.toyworld import load_toy_world
-from zerocon_pack.zerocon_core.finetune import Example, Losses, Objective
+from zerocon_pack.zerocon_core.methods.finetune import Example, Losses, Objective
 from zerocon_pack.zerocon_core.toyworld.scene import caption, render, scene_from_seed
 
 SCENES = [scene_from_seed(seed) for seed in range(4)]

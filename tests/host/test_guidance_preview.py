@@ -13,8 +13,8 @@ from test_nodes import graph as pipeline
 from tiny import conditioning, randn, tiny_unet
 from zerocon_pack.bridge.loops.guidance import ZeroConGuider
 from zerocon_pack.bridge.loops.inversion import default_sigmas, invert
-from zerocon_pack.zerocon_core.guidance import GuidanceWeights
-from zerocon_pack.zerocon_core.patchnce import PatchNCE
+from zerocon_pack.zerocon_core.methods.guidance import GuidanceWeights
+from zerocon_pack.zerocon_core.methods.patchnce import PatchNCE
 
 ABSOLUTE = GuidanceWeights(0.5, 0.05, relative=False, patchnce=PatchNCE(sizes=(1,)))
 RELATIVE = GuidanceWeights(0.5, 0.3, patchnce=PatchNCE(sizes=(1,)))

@@ -11,8 +11,8 @@ from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_
 from zerocon_pack.bridge.loops.guidance import ZeroConGuider
 from zerocon_pack.bridge.loops.inversion import default_sigmas, invert
 from zerocon_pack.bridge.model.attention import HookedLayers, hook_layers, transformer_layers
-from zerocon_pack.zerocon_core.guidance import GuidanceWeights
-from zerocon_pack.zerocon_core.patchnce import PatchNCE
+from zerocon_pack.zerocon_core.methods.guidance import GuidanceWeights
+from zerocon_pack.zerocon_core.methods.patchnce import PatchNCE
 
 SOURCE, EDITED, NEGATIVE = conditioning(1), conditioning(2), conditioning(3)
 EULER = comfy.samplers.sampler_object("euler")

@@ -20,8 +20,8 @@ from tiny import conditioning, randn, relative_error, tiny_unet
 from zerocon_pack.bridge.loops.differences import prompt_differences
 from zerocon_pack.bridge.loops.guidance import ZeroConGuider
 from zerocon_pack.bridge.loops.inversion import default_sigmas, invert
-from zerocon_pack.zerocon_core.guidance import GuidanceWeights
-from zerocon_pack.zerocon_core.patchnce import PatchNCE
+from zerocon_pack.zerocon_core.methods.guidance import GuidanceWeights
+from zerocon_pack.zerocon_core.methods.patchnce import PatchNCE
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [conditioning(i) for i in (1, 2, 3, 4)]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .diffusion import Denoiser, same_vp_point, to_eps
+from ..noising import Denoiser, same_vp_point, to_eps
 
 
 class Trajectory(NamedTuple):

@@ -7,8 +7,8 @@ import torch
 from bert_files import VOCABULARY, WORDS, write_bert
 from transformers import pipeline
 
-from zerocon_core.fillmask import load_fill_mask, ranked_words
-from zerocon_core.prompts import gap_at
+from zerocon_core.language.fill_mask import load_fill_mask, ranked_words
+from zerocon_core.language.prompts import gap_at
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..toyworld.scene import COLOURS, PATTERNS, SHAPES
 from .directions import Embedding
 from .english import DETERMINERS, FUNCTION_WORDS, PARTICIPLE, WORD, article, in_case_of, same_word
-from .toyworld.scene import COLOURS, PATTERNS, SHAPES
 from .wordnet import WordNet
 
 

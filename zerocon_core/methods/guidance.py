@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .diffusion import vp_gradient_scale
-from .masks import coverage
+from ..maps.differences import coverage
+from ..noising import vp_gradient_scale
 from .patchnce import PatchNCE, patch_nce_loss
 
 

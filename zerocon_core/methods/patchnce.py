@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .masks import coverage
+from ..maps.differences import coverage
 
 Direction = Literal["cds", "cut"]
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .diffusion import Denoiser, to_eps, vp_gradient_scale
+from ..noising import Denoiser, to_eps, vp_gradient_scale
 from .guidance import pairs
 from .patchnce import PatchNCE, patch_nce_loss
 

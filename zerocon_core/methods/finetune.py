@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .diffusion import to_eps
-from .directions import Embedding
-from .masks import difference_map, edit_mask, heat_map
-from .prompts import WordList, at_quantiles, gather, likely_gaps, sentence_embedding, text_distances
+from ..language.directions import Embedding
+from ..language.prompts import WordList, at_quantiles, gather, likely_gaps, sentence_embedding, text_distances
+from ..maps.differences import difference_map, edit_mask, heat_map
+from ..noising import to_eps
 
 Predictor = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
 """(x, sigma, prompts) -> denoised latents. x is (N, C, H, W), sigma (N,), one prompt a sample."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zerocon_core.diffusion import before_euler_step, same_vp_point, to_eps, vp_gradient_scale
+from zerocon_core.noising import before_euler_step, same_vp_point, to_eps, vp_gradient_scale
 
 ALPHA_BARS = (1.0, 0.9991, 0.5, 0.0047)
 
