@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..bridge.model.attention import HookedLayers, hook_layers, transformer_layers
-from .schema import search_aliases
+from .shared.schema import search_aliases
 
 PARTS = {
     "decoder": {"output"},

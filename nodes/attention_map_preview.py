@@ -11,8 +11,8 @@ from ..bridge.model.attention import HookedLayers, all_cross_attention, hooked_l
 from ..bridge.model.conditioning import prompt_tokens, spelled
 from ..zerocon_core.drawing import cell_size, labelled_grid
 from ..zerocon_core.maps.words import Token, colours, heat_of_words, normalize, positions_of, resize
-from .checks import check_latent
-from .schema import search_aliases
+from .shared.checks import check_latent
+from .shared.schema import search_aliases
 
 
 class AttentionMapPreview(io.ComfyNode):

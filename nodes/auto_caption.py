@@ -3,7 +3,7 @@ from comfy_api.latest import io
 
 from ..bridge.files import captioner_names
 from ..bridge.networks.captioner import caption
-from .schema import search_aliases
+from .shared.schema import search_aliases
 
 
 class AutoCaption(io.ComfyNode):

@@ -8,9 +8,9 @@ from ..bridge.loops.inversion import is_flow
 from ..bridge.model.attention import HookedLayers, decoder_self_attention, hooked_layers
 from ..zerocon_core.methods.cds import PAPER_STEP_SIZE, CDSWeights, authors_step_size, draw_timesteps
 from ..zerocon_core.methods.patchnce import PatchNCE
-from .checks import check_latent
-from .contrast import parse_sizes, patchnce_inputs
-from .schema import search_aliases
+from .shared.checks import check_latent
+from .shared.contrast import parse_sizes, patchnce_inputs
+from .shared.schema import search_aliases
 
 log = logging.getLogger(__name__)
 

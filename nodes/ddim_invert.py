@@ -5,9 +5,9 @@ from comfy_api.latest import io
 
 from ..bridge.loops.inversion import default_sigmas, invert, is_flow
 from ..zerocon_core.methods.inversion import NoiseRegularization
-from .checks import check_latent
-from .schema import search_aliases
-from .types import Trajectory
+from .shared.checks import check_latent
+from .shared.schema import search_aliases
+from .shared.types import Trajectory
 
 log = logging.getLogger(__name__)
 

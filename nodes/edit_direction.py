@@ -5,8 +5,8 @@ from comfy_api.latest import io
 from ..bridge.files import direction_names, load_direction, save_direction
 from ..bridge.model.conditioning import SentenceEncoder, encode_caption, shift_conditioning
 from ..zerocon_core.language.directions import TEMPLATES, edit_direction, paired_sentences, phrases
-from .schema import search_aliases
-from .types import Direction
+from .shared.schema import search_aliases
+from .shared.types import Direction
 
 log = logging.getLogger(__name__)
 

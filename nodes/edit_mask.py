@@ -6,8 +6,8 @@ from comfy_api.latest import io
 from ..bridge.loops.differences import pixels_per_position, prompt_differences
 from ..bridge.status import say
 from ..zerocon_core.maps.differences import edit_mask, heat_map
-from .checks import check_latent, only
-from .schema import search_aliases
+from .shared.checks import check_latent, only
+from .shared.schema import search_aliases
 
 log = logging.getLogger(__name__)
 

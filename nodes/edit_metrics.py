@@ -7,7 +7,7 @@ from ..bridge.files import INCEPTION, LPIPS_TRUNKS, OFF, network_names
 from ..bridge.networks.metrics import Networks, fit_mask, measure
 from ..bridge.status import announce, say
 from ..zerocon_core.metrics.edits import Edits
-from .schema import search_aliases
+from .shared.schema import search_aliases
 
 
 class EditMetrics(io.ComfyNode):

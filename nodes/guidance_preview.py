@@ -3,7 +3,7 @@ from comfy_api.latest import io, ui
 from ..bridge.loops.guidance import ZeroConGuider
 from ..zerocon_core.drawing import Panel, plot
 from ..zerocon_core.methods.guidance import GuidedStep
-from .schema import search_aliases
+from .shared.schema import search_aliases
 
 
 class GuidancePreview(io.ComfyNode):

@@ -4,9 +4,9 @@ from ..bridge.loops.guidance import ZeroConGuider
 from ..bridge.model.attention import hooked_layers
 from ..zerocon_core.methods.guidance import GuidanceWeights
 from ..zerocon_core.methods.patchnce import PatchNCE
-from .contrast import parse_sizes, patchnce_inputs
-from .schema import search_aliases
-from .types import Trajectory
+from .shared.contrast import parse_sizes, patchnce_inputs
+from .shared.schema import search_aliases
+from .shared.types import Trajectory
 
 
 class PatchNCEGuidance(io.ComfyNode):

@@ -18,7 +18,7 @@ from ..zerocon_core.language.prompts import (
     random_prompts,
     spread_prompts,
 )
-from .schema import search_aliases
+from .shared.schema import search_aliases
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from ..bridge.model.attention import transformer_layers
 from ..bridge.model.conditioning import SentenceEncoder
 from ..bridge.status import say
 from ..zerocon_core.methods.finetune import Objective, Targets, draw_batches, word_variations
-from .checks import only
-from .schema import search_aliases
+from .shared.checks import only
+from .shared.schema import search_aliases
 
 log = logging.getLogger(__name__)
 

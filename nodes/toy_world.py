@@ -15,7 +15,7 @@ from ..zerocon_core.toyworld.scene import (
     render,
     scene_from_seed,
 )
-from .schema import search_aliases
+from .shared.schema import search_aliases
 
 CATEGORY = "ZeroCon/toy world"
 RANDOM = "random"
