@@ -1,6 +1,7 @@
 from comfy_api.latest import io
 
-from ..bridge.model.attention import HookedLayers, hook_layers, transformer_layers
+from ..bridge.model.attention import hook_layers
+from ..bridge.model.facts import HookedLayers, transformer_layers
 from .shared.schema import search_aliases
 
 PARTS = {

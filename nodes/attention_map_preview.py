@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from comfy_api.latest import io, ui
 
-from ..bridge.loops.differences import pixels_per_position
 from ..bridge.loops.word_maps import attention_maps
-from ..bridge.model.attention import HookedLayers, all_cross_attention, hooked_layers
+from ..bridge.model.attention import hooked_layers
 from ..bridge.model.conditioning import prompt_tokens, spelled
+from ..bridge.model.facts import HookedLayers, all_cross_attention, pixels_per_position
 from ..zerocon_core.drawing import cell_size, labelled_grid
 from ..zerocon_core.maps.words import Token, colours, heat_of_words, normalize, positions_of, resize
 from .shared.checks import check_latent

@@ -4,8 +4,8 @@ import torch
 from comfy_api.latest import io
 
 from ..bridge.loops.cds import CDSGuider, CDSSampler, mask_for, optimize
-from ..bridge.loops.inversion import is_flow
-from ..bridge.model.attention import HookedLayers, decoder_self_attention, hooked_layers
+from ..bridge.model.attention import hooked_layers
+from ..bridge.model.facts import HookedLayers, decoder_self_attention, is_flow
 from ..zerocon_core.methods.cds import PAPER_STEP_SIZE, CDSWeights, authors_step_size, draw_timesteps
 from ..zerocon_core.methods.patchnce import PatchNCE
 from .shared.checks import check_latent

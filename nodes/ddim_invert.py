@@ -3,7 +3,8 @@ import logging
 import torch
 from comfy_api.latest import io
 
-from ..bridge.loops.inversion import default_sigmas, invert, is_flow
+from ..bridge.loops.inversion import default_sigmas, invert
+from ..bridge.model.facts import is_flow
 from ..zerocon_core.methods.inversion import NoiseRegularization
 from .shared.checks import check_latent
 from .shared.schema import search_aliases

@@ -3,7 +3,8 @@ import logging
 import torch
 from comfy_api.latest import io
 
-from ..bridge.loops.differences import pixels_per_position, prompt_differences
+from ..bridge.loops.differences import prompt_differences
+from ..bridge.model.facts import pixels_per_position
 from ..bridge.status import say
 from ..zerocon_core.maps.differences import edit_mask, heat_map
 from .shared.checks import check_latent, only

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import torch
 from comfy_api.latest import io
 
-from ..bridge.loops.inversion import is_flow
 from ..bridge.loops.training import (
     Embeddings,
     Training,
@@ -17,8 +16,8 @@ from ..bridge.loops.training import (
     new_adapters,
     train,
 )
-from ..bridge.model.attention import transformer_layers
 from ..bridge.model.conditioning import SentenceEncoder
+from ..bridge.model.facts import is_flow, transformer_layers
 from ..bridge.status import say
 from ..zerocon_core.methods.finetune import Objective, Targets, draw_batches, word_variations
 from .shared.checks import only

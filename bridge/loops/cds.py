@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ...zerocon_core.methods.cds import CDSWeights, Gradient, Score, Scorer, cds_optimize, refine_noise
 from ...zerocon_core.noising import Denoiser, to_eps
-from ..model.attention import Capture, HookedLayers, capture_options
+from ..model.attention import Capture, capture_options
 from ..model.autograd import autograd_region, reserve_for_backward
+from ..model.facts import HookedLayers
 
 
 class CDSGuider(comfy.samplers.CFGGuider):

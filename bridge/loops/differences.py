@@ -92,9 +92,3 @@ def show(progress: comfy.utils.ProgressBar, draws: int, draw: int, differences: 
     scale = PREVIEW_SIDE // max(picture.size) or 1
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     progress.update_absolute(draw + 1, draws, ("JPEG", picture, PREVIEW_SIDE))
-
-
-def pixels_per_position(model: ModelPatcher) -> int:
-    """Image pixels a side of one latent position. Hosts that do not know it for every model take 8, and so do we."""
-    latent_format = model.get_model_object("latent_format")
-    return getattr(latent_format, "spacial_downscale_ratio", 8)

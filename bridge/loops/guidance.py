@@ -13,8 +13,9 @@ from ...zerocon_core.maps.differences import coverage
 from ...zerocon_core.methods.guidance import Guidance, GuidanceWeights, GuidedStep
 from ...zerocon_core.methods.inversion import Trajectory, closest_level
 from ...zerocon_core.noising import before_euler_step, leading_to
-from ..model.attention import HookedLayers, hooked_layers, observe
+from ..model.attention import hooked_layers, observe
 from ..model.autograd import autograd_region, reserve_for_backward
+from ..model.facts import HookedLayers
 
 
 class ZeroConGuider(comfy.samplers.CFGGuider):

@@ -65,8 +65,3 @@ def invert(
 def default_sigmas(model: ModelPatcher, steps: int) -> Tensor:
     """Noise levels of the uniform timesteps that DDIM was published with."""
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "ddim_uniform", steps)
-
-
-def is_flow(model: ModelPatcher) -> bool:
-    """Whether `model` interpolates between image and noise (SD3, FLUX) instead of adding noise to the image."""
-    return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)

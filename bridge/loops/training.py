@@ -12,7 +12,6 @@ import comfy.samplers
 import comfy.sd
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import CrossAttention
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.weight_adapter import LoRAAdapter
@@ -21,26 +20,13 @@ from torch import Tensor, nn
 from ...zerocon_core.language.directions import Embedding
 from ...zerocon_core.methods.finetune import Example, Losses, LowRank, Objective, losses, training_steps
 from ..model.autograd import autograd_region, differentiable_attention, replaced_forwards, reserve_for_backward
+from ..model.facts import attention_projections
 from .inversion import ConditionalGuider
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTED = 0.3
 """Share of autograd's memory that is left with checkpointing (benchmarks/training_memory.py: 0.27 for SD1.5, 0.2 for SDXL)."""
-
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-"""The linear layers of each attention that get an adapter: the customary choice for LoRAs."""
-
-
-def attention_projections(model: BaseModel) -> dict[str, nn.Module]:
-    """The layers to adapt by their names in the host's LoRA files, in the order of the model's modules."""
-    return {
-        f"{name}.{projection}": module.get_submodule(projection)
-        for name, module in model.named_modules()
-        if isinstance(module, CrossAttention)
-        for projection in PROJECTIONS
-    }
-
 
 def new_adapters(model: ModelPatcher, rank: int, seed: int) -> dict[str, LowRank]:
     """Adapters of all attention projections, by name, that change nothing yet."""

@@ -7,7 +7,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...zerocon_core.maps.words import average_maps
-from ..model.attention import HookedLayers, observe
+from ..model.attention import observe
+from ..model.facts import HookedLayers
 from .differences import noise_level
 from .inversion import ConditionalGuider
 

@@ -6,65 +6,19 @@ model gives bit-identical images everywhere else.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import comfy.samplers
-from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...zerocon_core.methods.guidance import Observation
+from ...zerocon_core.observation import Observation
 from .autograd import differentiable_attention
+from .facts import HookedLayers, Layer
 
 ATTACHMENT = "zerocon_layers"
-
-
-class Layer(NamedTuple):
-    """One transformer block of a U-Net, in the host's numbering: ("output", 3, 0) is the first of output block 3."""
-
-    block: str
-    number: int
-    index: int
-
-
-@dataclass(frozen=True)
-class HookedLayers:
-    """Which layers of a model are read. `max_side` leaves out maps of more than max_side^2 positions; 0 reads all."""
-
-    self_attention: frozenset[Layer] = frozenset()
-    cross_attention: frozenset[Layer] = frozenset()
-    max_side: int = 0
-
-
-def transformer_layers(unet: nn.Module) -> list[Layer]:
-    """The transformer blocks of a host U-Net in the order of a pass; empty for any other architecture."""
-    if not isinstance(unet, UNetModel):
-        return []
-    blocks: list[tuple[str, int, nn.Module]] = [
-        *(("input", i, block) for i, block in enumerate(unet.input_blocks)),
-        *([("middle", 0, unet.middle_block)] if unet.middle_block is not None else []),
-        *(("output", i, block) for i, block in enumerate(unet.output_blocks)),
-    ]
-    return [
-        Layer(name, number, index)
-        for name, number, block in blocks
-        for transformer in block.modules()
-        if isinstance(transformer, SpatialTransformer)
-        for index in range(len(transformer.transformer_blocks))
-    ]
-
-
-def decoder_self_attention(unet: nn.Module) -> HookedLayers:
-    """The layers that CDS reads: it found the self-attention of the decoder best."""
-    return HookedLayers(frozenset(layer for layer in transformer_layers(unet) if layer.block == "output"))
-
-
-def all_cross_attention(unet: nn.Module) -> HookedLayers:
-    """The layers that pix2pix-zero reads."""
-    return HookedLayers(frozenset(), frozenset(transformer_layers(unet)))
 
 
 def hook_layers(model: ModelPatcher, layers: HookedLayers) -> ModelPatcher:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerocon_core.methods.guidance import Guidance, GuidanceWeights, Observation, cross_attention_loss
+from zerocon_core.methods.guidance import Guidance, GuidanceWeights, cross_attention_loss
 from zerocon_core.methods.patchnce import PatchNCE
+from zerocon_core.observation import Observation
 
 SIGMA = torch.tensor(1.7, dtype=torch.float64)
 EVERYWHERE = PatchNCE()  # more patches than the maps below have places

@@ -10,8 +10,9 @@ from test_nodes import WordClip
 from tiny import FAMILIES, conditioning, randn, relative_error, tiny_unet
 from zerocon_pack.bridge import toyworld
 from zerocon_pack.bridge.loops.word_maps import attention_maps
-from zerocon_pack.bridge.model.attention import HookedLayers, all_cross_attention, hook_layers, transformer_layers
+from zerocon_pack.bridge.model.attention import hook_layers
 from zerocon_pack.bridge.model.conditioning import prompt_tokens
+from zerocon_pack.bridge.model.facts import HookedLayers, all_cross_attention, transformer_layers
 from zerocon_pack.zerocon_core.toyworld import scene
 
 LATENT = randn(2, 4, 16, 12)

@@ -5,8 +5,9 @@ import comfy.ops
 import pytest
 import torch
 from tiny import FAMILIES, WIDTH, fingerprint, randn, relative_error, tiny_unet
-from zerocon_pack.bridge.model.attention import HookedLayers, observe, transformer_layers
+from zerocon_pack.bridge.model.attention import observe
 from zerocon_pack.bridge.model.autograd import autograd_region
+from zerocon_pack.bridge.model.facts import HookedLayers, transformer_layers
 
 X = randn(1, 4, 16, 12, seed=1)
 CONTEXT = randn(1, 7, WIDTH, seed=2)

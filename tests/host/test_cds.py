@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from comfy.model_base import ModelType
 from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_bytes, tiny_unet
 from zerocon_pack.bridge.loops.cds import CDSGuider, CDSSampler, mask_for, optimize
-from zerocon_pack.bridge.model.attention import HookedLayers, decoder_self_attention, hook_layers
+from zerocon_pack.bridge.model.attention import hook_layers
+from zerocon_pack.bridge.model.facts import HookedLayers, decoder_self_attention
 from zerocon_pack.zerocon_core.methods.cds import CDSWeights
 from zerocon_pack.zerocon_core.methods.patchnce import PatchNCE
 

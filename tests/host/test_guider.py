@@ -10,7 +10,8 @@ from comfy.model_base import ModelType
 from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_bytes, tiny_unet
 from zerocon_pack.bridge.loops.guidance import ZeroConGuider
 from zerocon_pack.bridge.loops.inversion import default_sigmas, invert
-from zerocon_pack.bridge.model.attention import HookedLayers, hook_layers, transformer_layers
+from zerocon_pack.bridge.model.attention import hook_layers
+from zerocon_pack.bridge.model.facts import HookedLayers, transformer_layers
 from zerocon_pack.zerocon_core.methods.guidance import GuidanceWeights
 from zerocon_pack.zerocon_core.methods.patchnce import PatchNCE
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..noising import Denoiser, to_eps, vp_gradient_scale
-from .guidance import pairs
+from ..observation import pairs
 from .patchnce import PatchNCE, patch_nce_loss
 
 Order = Literal["random", "descending"]

@@ -4,7 +4,7 @@ At every noise level the edited latent is moved down the gradient of two losses 
 of its cross-attention maps from those of the source, and the PatchNCE loss between its features and those of the source.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,24 +13,8 @@ from torch import Tensor
 
 from ..maps.differences import coverage
 from ..noising import vp_gradient_scale
+from ..observation import Observation, pairs
 from .patchnce import PatchNCE, patch_nce_loss
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What the hooked layers of the model showed during one pass, by layer."""
-
-    cross_attention: Mapping[Hashable, Tensor]
-    """Probabilities, each (B, heads, h, w, tokens)."""
-    self_attention: Mapping[Hashable, Tensor]
-    """Outputs after the projection, each (B, C, h, w)."""
-
-
-def pairs(maps: Mapping[Hashable, Tensor], reference: Mapping[Hashable, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Maps of both passes, layer by layer. Raises ValueError if the passes did not show the same layers."""
-    if not maps or maps.keys() != reference.keys():
-        raise ValueError(f"the edit shows {len(maps)} attention maps and the reference {len(reference)}: not comparable")
-    return [(maps[layer], reference[layer]) for layer in maps]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""What is known of a loaded model: the host's U-Nets with their layers, and how an image becomes a latent."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import comfy.model_sampling
+from comfy.ldm.modules.attention import CrossAttention, SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import BaseModel
+from comfy.model_patcher import ModelPatcher
+from torch import nn
+
+
+class Layer(NamedTuple):
+    """One transformer block of a U-Net, in the host's numbering: ("output", 3, 0) is the first of output block 3."""
+
+    block: str
+    number: int
+    index: int
+
+
+@dataclass(frozen=True)
+class HookedLayers:
+    """Which layers of a model are read. `max_side` leaves out maps of more than max_side^2 positions; 0 reads all."""
+
+    self_attention: frozenset[Layer] = frozenset()
+    cross_attention: frozenset[Layer] = frozenset()
+    max_side: int = 0
+
+
+def transformer_layers(unet: nn.Module) -> list[Layer]:
+    """The transformer blocks of a host U-Net in the order of a pass; empty for any other architecture."""
+    if not isinstance(unet, UNetModel):
+        return []
+    blocks: list[tuple[str, int, nn.Module]] = [
+        *(("input", i, block) for i, block in enumerate(unet.input_blocks)),
+        *([("middle", 0, unet.middle_block)] if unet.middle_block is not None else []),
+        *(("output", i, block) for i, block in enumerate(unet.output_blocks)),
+    ]
+    return [
+        Layer(name, number, index)
+        for name, number, block in blocks
+        for transformer in block.modules()
+        if isinstance(transformer, SpatialTransformer)
+        for index in range(len(transformer.transformer_blocks))
+    ]
+
+
+def decoder_self_attention(unet: nn.Module) -> HookedLayers:
+    """The layers that CDS reads: it found the self-attention of the decoder best."""
+    return HookedLayers(frozenset(layer for layer in transformer_layers(unet) if layer.block == "output"))
+
+
+def all_cross_attention(unet: nn.Module) -> HookedLayers:
+    """The layers that pix2pix-zero reads."""
+    return HookedLayers(frozenset(), frozenset(transformer_layers(unet)))
+
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+"""The linear layers of each attention that get an adapter: the customary choice for LoRAs."""
+
+
+def attention_projections(model: BaseModel) -> dict[str, nn.Module]:
+    """The layers to adapt by their names in the host's LoRA files, in the order of the model's modules."""
+    return {
+        f"{name}.{projection}": module.get_submodule(projection)
+        for name, module in model.named_modules()
+        if isinstance(module, CrossAttention)
+        for projection in PROJECTIONS
+    }
+
+
+def is_flow(model: ModelPatcher) -> bool:
+    """Whether `model` interpolates between image and noise (SD3, FLUX) instead of adding noise to the image."""
+    return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
+
+
+def pixels_per_position(model: ModelPatcher) -> int:
+    """Image pixels a side of one latent position. Hosts that do not know it for every model take 8, and so do we."""
+    latent_format = model.get_model_object("latent_format")
+    return getattr(latent_format, "spacial_downscale_ratio", 8)

@@ -1,0 +1,23 @@
+"""How a node says no: one sentence that begins with the name it has in the page."""
+
+from collections.abc import Callable
+from functools import wraps
+
+from comfy_api.latest import io
+
+
+def refusing(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """For a node's `execute`, below @classmethod: puts the node's display name before what is refused inside.
+
+    So nothing that a node calls has to know which node that is. What is refused is a ValueError; files that cannot be read are
+    OSErrors and packages that are missing ImportErrors.
+    """
+
+    @wraps(execute)
+    def execute_or_refuse(cls: type[io.ComfyNode], *args, **kwargs) -> io.NodeOutput:
+        try:
+            return execute(cls, *args, **kwargs)
+        except (ValueError, OSError, ImportError) as error:
+            raise type(error)(f"{cls.GET_SCHEMA().display_name}: {error}") from error
+
+    return execute_or_refuse
