@@ -108,7 +108,7 @@ REFUSALS = {
             masked={"class_type": "SetLatentNoiseMask", "samples": ["invert", 0], "mask": ["drawn", 0]},
             sample={"latent_image": ["masked", 0]},
         ),
-        ["noise mask", "connect the mask to PatchNCEGuidance"],
+        ["noise mask", "connect the mask to PatchNCE Guidance"],
     ),
     "empty caption": (dict(direction={"caption": " "}), ["caption is empty"]),
     "no phrases": (dict(direction={"edit_from": "", "edit_to": ""}), ["from", "to", "empty"]),
