@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..noising import Denoiser, to_eps, vp_gradient_scale
+from ..noising import Denoiser, Noising
 from ..observation import pairs
 from .patchnce import PatchNCE, patch_nce_loss
 
@@ -72,24 +72,31 @@ def draw_timesteps(steps: int, low: int, high: int, order: Order, generator: tor
 
 
 def refine_noise(
-    source: Tensor, noise: Tensor, sigma: Tensor, denoise: Denoiser, iterations: int, recording: Recording = torch.enable_grad
+    noising: Noising,
+    source: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    denoise: Denoiser,
+    iterations: int,
+    recording: Recording = torch.enable_grad,
 ) -> Tensor:
-    """The noise (B, C, H, W) under which the model, asked about the source, answers with the source.
+    """The noise (B, C, ...) under which the model, asked about the source, answers with the source.
 
     Identity-preserving Distillation Sampling (Kim et al. 2025), eq. 6 to 8: gradient steps of length 1 on |z_src - z0(x)| in the
-    papers' variance-preserving space, then eps* = (x - z_src) / sigma. `denoise` is under CFG and lets gradients through.
+    papers' variance-preserving space, then eps* = (x - a z_src) / sigma. `denoise` is under CFG and lets gradients through.
     """
-    x = source + sigma * noise
+    x = noising.noised(source, noise, sigma)
     for _ in range(iterations):
         with recording():
             x = x.detach().clone().requires_grad_(True)
             distance = (source - denoise(x, sigma)).flatten(1).norm(dim=1)
             (gradient,) = torch.autograd.grad(distance.sum(), x)
-        x = x.detach() - vp_gradient_scale(sigma) * gradient
-    return to_eps(x, sigma, source)
+        x = x.detach() - noising.gradient_scale(sigma) * gradient
+    return noising.eps(x, sigma, source)
 
 
 def cds_gradient(
+    noising: Noising,
     z: Tensor,
     noise: Tensor,
     sigma: Tensor,
@@ -99,9 +106,9 @@ def cds_gradient(
     generator: torch.Generator,
     recording: Recording = torch.enable_grad,
 ) -> Gradient:
-    """The direction of CDS at the edited latent z (B, C, H, W), of which an iteration takes `step_size`.
+    """The direction of CDS at the edited latent z (B, C, ...), of which an iteration takes `step_size`.
 
-        w_dds * (eps(z + sigma noise, target) - eps(z_src + sigma noise, source)) + w_cut * H W / 2000 * grad_z L_cut
+        w_dds * (eps(a z + sigma noise, target) - eps(a z_src + sigma noise, source)) + w_cut * H W / 2000 * grad_z L_cut
 
     CDS with the terms as its published code weighs them: the factor H W / 2000 makes `step_size` = 200 / (H W) its SGD step on
     both. `source` is the answer about the noised source, `target` is asked here: once, without gradients
@@ -110,12 +117,12 @@ def cds_gradient(
     if weights.w_cut:
         with recording():
             z = z.detach().clone().requires_grad_(True)
-            edited = target(z + sigma * noise, sigma)
+            edited = target(noising.noised(z, noise, sigma), sigma)
             losses = patch_nce_loss(pairs(edited.features, source.features), weights.patchnce, generator)
             (cut_gradient,) = torch.autograd.grad(losses.sum(), z)
         losses = losses.detach()
     else:
-        edited = target(z + sigma * noise, sigma)
+        edited = target(noising.noised(z, noise, sigma), sigma)
         losses = cut_gradient = torch.zeros(())
     for name, value in (("source's score", source.eps), ("target's score", edited.eps), ("contrastive gradient", cut_gradient)):
         if not torch.isfinite(value).all():
@@ -130,6 +137,7 @@ def cds_gradient(
 
 @torch.no_grad()
 def cds_optimize(
+    noising: Noising,
     z_src: Tensor,
     source: Scorer,
     targets: Sequence[Scorer],
@@ -143,7 +151,7 @@ def cds_optimize(
     recording: Recording = torch.enable_grad,
     callback: Callable[[int, list[Tensor], list[Gradient]], None] | None = None,
 ) -> list[Tensor]:
-    """Edit the clean latent z_src (B, C, H, W) towards each of `targets`; one result a target.
+    """Edit the clean latent z_src (B, C, ...) towards each of `targets`; one result a target.
 
     One iteration a noise level of `sigmas`: z <- z - step_size * mask * direction. All targets share the noise and what the
     source shows, so each result is what a run of its target alone would give. The noise is also shared by the batch, so each
@@ -158,11 +166,11 @@ def cds_optimize(
         noise = torch.randn(z_src.shape[1:], generator=draws).to(z_src).expand_as(z_src)
         if refine is not None:
             noise = refine(noise, sigma)
-        reference = source(z_src + sigma * noise, sigma)
+        reference = source(noising.noised(z_src, noise, sigma), sigma)
         gradients = []
         for i, target in enumerate(targets):
             try:
-                gradient = cds_gradient(zs[i], noise, sigma, reference, target, weights, patches[i], recording)
+                gradient = cds_gradient(noising, zs[i], noise, sigma, reference, target, weights, patches[i], recording)
             except ValueError as error:
                 raise ValueError(f"iteration {iteration + 1}: {error}") from error
             move = step_size * gradient.direction

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..language.directions import Embedding
 from ..language.prompts import WordList, at_quantiles, gather, likely_gaps, sentence_embedding, text_distances
 from ..maps.differences import difference_map, edit_mask, heat_map
-from ..noising import to_eps
+from ..noising import Noising, per_sample
 
 Predictor = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
 """(x, sigma, prompts) -> denoised latents. x is (N, C, H, W), sigma (N,), one prompt a sample."""
@@ -122,25 +122,28 @@ class Losses(NamedTuple):
     preservation: Tensor | float
 
 
-def losses(predict: Predictor, batch: Sequence[Example], noise: Tensor, sigma: Tensor, objective: Objective) -> Losses:
+def losses(
+    noising: Noising, predict: Predictor, batch: Sequence[Example], noise: Tensor, sigma: Tensor, objective: Objective
+) -> Losses:
     """Equation 6 for images under `noise` (B, C, H, W) at noise levels `sigma` (B,). Without target prompts that is L_LDM.
 
+    L_LDM is the mean square error of the predicted noise, in a flow that of the velocity, as flow models are trained (ours).
     Captions and target prompts go through the model in one pass, because the contrastive terms compare all of them. Raises
     FloatingPointError for a prediction that is not finite.
     """
     image = torch.cat([example.image for example in batch]).to(noise)
-    x = image + sigma.view(-1, 1, 1, 1) * noise
+    x = noising.noised(image, noise, per_sample(sigma, noise))
     prompts = [prompt for example in batch for prompt in example.prompts]
     each = len(prompts) // len(batch)
     denoised = predict(x.repeat_interleave(each, 0), sigma.repeat_interleave(each), prompts).unflatten(0, (-1, each))
     if not torch.isfinite(denoised).all():
         raise FloatingPointError("the model's prediction is not finite")
-    eps = to_eps(x.unsqueeze(1), sigma.view(-1, 1, 1, 1, 1), denoised)
-    ldm = F.mse_loss(eps[:, 0], noise)
+    slopes = noising.slope(x.unsqueeze(1), per_sample(sigma, denoised), denoised)
+    ldm = F.mse_loss(slopes[:, 0], noising.velocity(image, noise))
     if each == 1:
         return Losses(ldm, ldm, ldm.new_zeros(()), ldm.new_zeros(()))
     targets = denoised[:, 1:]
-    difference = difference_map(eps[:, 1:].detach().transpose(0, 1))
+    difference = difference_map(slopes[:, 1:].detach().transpose(0, 1))
     mask = edit_mask(heat_map(difference, clamp=0), objective.threshold).unsqueeze(1)
     softness = torch.stack([example.softness for example in batch]).to(noise)
     apart = dissimilarity_loss(targets, mask, softness, objective.margin).mean()

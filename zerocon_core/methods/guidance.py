@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..maps.differences import coverage
-from ..noising import vp_gradient_scale
+from ..noising import Noising, per_sample
 from ..observation import Observation, pairs
 from .patchnce import PatchNCE, patch_nce_loss
 
@@ -76,9 +76,10 @@ class Guidance:
     what neither loss looks at: contrast outside, freedom inside (ours). `history` has one entry a step.
     """
 
-    def __init__(self, weights: GuidanceWeights, generator: torch.Generator, free: Tensor | None = None):
+    def __init__(self, noising: Noising, weights: GuidanceWeights, generator: torch.Generator, free: Tensor | None = None):
         if weights.measures_scale and not weights.lambda_xa:
             raise ValueError("lambda_cut is relative to the cross-attention move, whose weight lambda_xa is 0")
+        self.noising = noising
         self.weights = weights
         self.generator = generator
         self.free = free if free is not None and free.any() else None
@@ -112,12 +113,12 @@ class Guidance:
             (cut_gradient,) = torch.autograd.grad(cut.sum(), x)
             ratio = lengths(xa_gradient) / lengths(cut_gradient).clamp_min(1e-12)
             self.cut_weight = w.lambda_cut * w.lambda_xa * ratio
-            gradient = w.lambda_xa * xa_gradient + self.cut_weight.view(-1, 1, 1, 1) * cut_gradient
+            gradient = w.lambda_xa * xa_gradient + per_sample(self.cut_weight, x) * cut_gradient
         else:
             (gradient,) = torch.autograd.grad((w.lambda_xa * xa + self.cut_weight * cut).sum(), x)
         if not torch.isfinite(gradient).all():
             raise ValueError(f"the guidance gradient is not finite at sigma {float(sigma):.4g}; load the model in float32")
-        move = -vp_gradient_scale(sigma) * gradient
+        move = -self.noising.gradient_scale(sigma) * gradient
         self.history.append(self.step(sigma, xa, cut, lengths(move) / lengths(x.detach())))
         return move
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..noising import Denoiser, same_vp_point, to_eps
+from ..noising import Denoiser, Noising
 
 
 class Trajectory(NamedTuple):
@@ -72,6 +72,7 @@ def regularize_noise(eps: Tensor, options: NoiseRegularization, generator: torch
 
 
 def ddim_invert(
+    noising: Noising,
     denoise: Denoiser,
     latent: Tensor,
     sigmas: Tensor,
@@ -81,16 +82,19 @@ def ddim_invert(
     refinements: int = 0,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Trajectory:
-    """Follow `latent` (B, C, H, W) up the noise levels `sigmas` (descending, as the sampler will walk back down).
+    """Follow `latent` (B, C, ...) up the noise levels `sigmas` (descending, as the sampler will walk back down).
 
-    The sampler's step from sigma' down to sigma is x = x' + (sigma - sigma') * eps(x', sigma'), so its inverse solves
-    x' = x + (sigma' - sigma) * eps(x', sigma') for x'. DDIM inversion is one fixed-point iteration of that equation from the
-    guess that x' and x are the same point in variance-preserving form; `refinements` adds further iterations, each of which
-    costs one more model call and brings the reconstruction closer (ours; 0 is the papers' inversion).
+    The sampler's step from sigma' down to sigma is x = x' + (sigma - sigma') * slope(x', sigma'), so its inverse solves
+    x' = x + (sigma' - sigma) * slope(x', sigma') for x'; the slope is eps, or a flow's velocity. DDIM inversion is one
+    fixed-point iteration of that equation from the guess that x' and x are the same point in variance-preserving form;
+    `refinements` adds further iterations, each of which costs one more model call and brings the reconstruction closer (ours;
+    0 is the papers' inversion).
 
     `regularization` draws from `generator`. `callback(step, denoised, x)` runs after each step. Raises ValueError for a schedule
-    without a step.
+    without a step, and for a regularisation of a flow, whose slope is no noise.
     """
+    if regularization is not None and noising.flow:
+        raise ValueError("the velocity of a flow is no noise to regularise; set both weights to 0, or invert with refinements")
     if regularization is not None and generator is None:
         raise ValueError("noise regularisation draws random shifts: pass a generator")
     if len(sigmas) < 2:
@@ -98,13 +102,13 @@ def ddim_invert(
     ascending = sigmas.flip(0)
     latents, x = [latent], latent
     for step, (sigma, sigma_next) in enumerate(zip(ascending[:-1], ascending[1:], strict=True)):
-        x_next = same_vp_point(x, sigma, sigma_next)
+        x_next = noising.same_vp_point(x, sigma, sigma_next)
         for _ in range(1 + refinements):
             denoised = denoise(x_next, sigma_next)
-            eps = to_eps(x_next, sigma_next, denoised)
+            slope = noising.slope(x_next, sigma_next, denoised)
             if regularization is not None:
-                eps = regularize_noise(eps, regularization, generator)
-            x_next = x + (sigma_next - sigma) * eps
+                slope = regularize_noise(slope, regularization, generator)
+            x_next = x + (sigma_next - sigma) * slope
         x = x_next
         latents.append(x)
         if callback is not None:
