@@ -1,7 +1,7 @@
 import torch
 from comfy_api.latest import io
 
-from ..bridge.files import captioner_names
+from ..bridge.files.networks import captioner_names
 from ..bridge.networks.captioner import caption
 from .shared.schema import search_aliases
 

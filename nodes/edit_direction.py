@@ -2,7 +2,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ..bridge.files import direction_names, load_direction, save_direction
+from ..bridge.files.networks import direction_names, load_direction, save_direction
 from ..bridge.model.conditioning import SentenceEncoder, encode_caption, shift_conditioning
 from ..zerocon_core.language.directions import TEMPLATES, edit_direction, paired_sentences, phrases
 from .shared.schema import search_aliases

@@ -3,7 +3,7 @@ from functools import partial
 import torch
 from comfy_api.latest import io, ui
 
-from ..bridge.files import INCEPTION, LPIPS_TRUNKS, OFF, network_names
+from ..bridge.files.networks import INCEPTION, LPIPS_TRUNKS, OFF, network_names
 from ..bridge.networks.metrics import Networks, fit_mask, measure
 from ..bridge.status import announce, say
 from ..zerocon_core.metrics.edits import Edits

@@ -4,7 +4,7 @@ import re
 import torch
 from comfy_api.latest import io, ui
 
-from ..bridge.files import OFF, fill_mask_names, wordnet_names
+from ..bridge.files.networks import OFF, fill_mask_names, wordnet_names
 from ..bridge.model.conditioning import SentenceEncoder
 from ..bridge.networks.words import expected_words, related_words
 from ..zerocon_core.language.prompts import (

@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...zerocon_core.toyworld import weights
-from ..files import TOY_CAPTIONER, captioner_folder
+from ..files.networks import TOY_CAPTIONER, captioner_folder
 
 
 def caption(images: Tensor, name: str, prefix: str) -> list[str]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ...zerocon_core.metrics.edits import Edits, clip_metrics, fid, lpips_metrics, pixel_metrics, structure_metrics
 from ...zerocon_core.metrics.report import Report
-from .. import files
-from ..files import OFF, Tell
+from ..files import networks as files
+from ..files.networks import OFF, Tell
 
 Figures = TypeVar("Figures")
 

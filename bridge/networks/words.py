@@ -8,7 +8,7 @@ from torch import nn
 
 from ...zerocon_core.language.prompts import ExpectedWords, Gap, RelatedWords
 from ...zerocon_core.language.wordnet import WordNet
-from ..files import fill_mask_folder, wordnet_folder
+from ..files.networks import fill_mask_folder, wordnet_folder
 
 
 def related_words(name: str, senses: int) -> RelatedWords:

@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from zerocon_pack.bridge import files
+from zerocon_pack.bridge.files import networks as files
 from zerocon_pack.nodes.auto_caption import AutoCaption
 from zerocon_pack.zerocon_core.toyworld.scene import caption, held_out_scenes, render
 from zerocon_pack.zerocon_core.toyworld.weights import CAPTIONER_FOLDER

@@ -12,7 +12,7 @@ import pytest
 import torch
 from server import PromptServer
 from tiny_networks import save_clip, save_dino, save_inception, save_lpips_trunk
-from zerocon_pack.bridge import files
+from zerocon_pack.bridge.files import networks as files
 from zerocon_pack.bridge.networks import metrics as bridge
 from zerocon_pack.nodes.edit_metrics import EditMetrics
 from zerocon_pack.zerocon_core.metrics.clip import clip_score

@@ -11,7 +11,8 @@ import pytest
 import torch
 from bert_files import WORDS, write_bert
 from wordnet_files import write_wordnet
-from zerocon_pack.bridge import files, toyworld
+from zerocon_pack.bridge import toyworld
+from zerocon_pack.bridge.files import networks as files
 from zerocon_pack.nodes.prompt_augment import PromptAugment
 
 CAPTION = "a red circle on a striped background"

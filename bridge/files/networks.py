@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from tqdm.auto import tqdm
 
-from ..zerocon_core.language.directions import EditDirection
+from ...zerocon_core.language.directions import EditDirection
 
 DIRECTIONS = "edit_directions"
 SAVED = "directions"
