@@ -3,23 +3,21 @@
 from pathlib import Path
 
 from torch import Tensor
-from transformers import BlipForConditionalGeneration, BlipProcessor, PreTrainedModel
+from transformers import BertTokenizerFast, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+from ..pretrained import load_network, load_part, load_tokenizer
 
 
 def load_captioner(folder: str | Path) -> tuple[BlipForConditionalGeneration, BlipProcessor]:
-    """Model (float32, on the CPU) and processor from a local `folder`. Raises OSError for a missing or damaged one."""
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise OSError(f"{folder} holds no captioner: config.json is missing")
-    try:
-        model = BlipForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        return model.float().eval(), BlipProcessor.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise OSError(f"the captioner in {folder} cannot be read: {error}") from error
+    """Model (float32, on the CPU) and processor from a local `folder`. Raises OSError if that holds no whole BLIP captioner."""
+    model = load_network(BlipForConditionalGeneration, folder, "captioner")
+    images = load_part(BlipImageProcessor, folder, "captioner")
+    tokenizer = load_tokenizer(BertTokenizerFast, folder, "captioner", model.config.text_config.vocab_size)
+    return model, BlipProcessor(images, tokenizer)
 
 
 def caption_images(
-    model: PreTrainedModel, processor: BlipProcessor, images: Tensor, prefix: str = "", max_tokens: int = 40
+    model: BlipForConditionalGeneration, processor: BlipProcessor, images: Tensor, prefix: str = "", max_tokens: int = 40
 ) -> list[str]:
     """One caption an image, by greedy search. `images` is (B, H, W, 3) in [0, 1]; a `prefix` is continued."""
     pixels = [(image.clamp(0, 1) * 255).round().byte().cpu().numpy() for image in images[..., :3]]
