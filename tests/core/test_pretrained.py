@@ -184,6 +184,16 @@ def test_buffers_that_older_versions_saved_are_no_matter(what, folder):
     KINDS[what].load(folder)
 
 
+@pytest.mark.parametrize("what", ["captioner", "BERT model"], indirect=True)
+def test_weights_that_share_a_tensor_may_be_saved_apart(what, folder):
+    """As in published files: the embeddings and the layer that reads words off them, under both names."""
+    expected = network(KINDS[what].load(folder)).state_dict()
+    assert expected.keys() - load_file(folder / "model.safetensors").keys()
+    save_file({name: tensor.clone() for name, tensor in expected.items()}, folder / "model.safetensors", {"format": "pt"})
+    found = network(KINDS[what].load(folder)).state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_heads_of_published_berts_and_vits_are_no_matter(tmp_path):
     """google-bert/bert-base-uncased holds a BertForPreTraining, with the older names of its norms; any ViT has the keys."""
     bert = write_bert(tmp_path / "bert")
