@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file
@@ -34,48 +34,45 @@ def load_network(
     than its config.json says, or not finite.
     """
     folder = Path(folder)
-    settings = _settings(kind.config_class, folder, what)
+    shape = cast(type[PretrainedConfig], kind.config_class)
+    settings = _settings(shape, folder, what)
     tensors = {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in _weights(folder, what).items()
         if not name.startswith(unused) and not name.endswith(".position_ids")  # counts 0, 1, 2; older versions saved it
     }
     try:
-        network, info = kind.from_pretrained(
-            None, *arguments, config=kind.config_class(**own_settings(kind.config_class, settings)), state_dict=tensors,
+        loaded: Any = kind.from_pretrained(
+            None, *arguments, config=shape(**own_settings(shape, settings)), state_dict=tensors,
             attn_implementation="sdpa" if kind._supports_sdpa else "eager",
             ignore_mismatched_sizes=True, output_loading_info=True,  # what does not fit is told below
         )  # fmt: skip
     except Exception as error:
         raise OSError(f"the {what} in {folder} cannot be read: {first_line(error)}") from error
-    if left_over := sorted(info["unexpected_keys"]):
-        raise OSError(f"the {what} in {folder} is another kind of network: a {kind.__name__} has no {_first(left_over)}")
-    if missing := sorted(info["missing_keys"]):  # transformers has drawn them at random
-        raise OSError(f"the {what} in {folder} is incomplete: {_first(missing)} is missing; get its files again")
-    if resized := sorted(info["mismatched_keys"]):
-        name, found, wanted = resized[0]
-        raise OSError(f"the {what} in {folder} does not fit its config.json: {name} is {tuple(found)}, not {tuple(wanted)}")
-    return network.eval()
+    network: Network = loaded[0]
+    _refuse_misfits(loaded[1], f"the {what} in {folder}", kind.__name__)
+    return network
 
 
 def load_part(kind: type[Part], folder: str | Path, what: str) -> Part:
     """The tokenizer or image processor beside a network, of just this class. Raises OSError for files that cannot be read."""
     try:
-        return kind.from_pretrained(folder, local_files_only=True)
+        return cast(Part, kind.from_pretrained(folder, local_files_only=True))
     except Exception as error:
         raise OSError(f"the {what} in {folder} cannot be read: {first_line(error)}") from error
 
 
-def load_tokenizer(kind: type[Tokenizer], folder: str | Path, what: str, embeddings: int) -> Tokenizer:
-    """The tokenizer beside a network that has so many embeddings.
+def load_tokenizer(kind: type[Tokenizer], folder: str | Path, what: str, network: PreTrainedModel) -> Tokenizer:
+    """The tokenizer beside a network.
 
     Raises OSError if it knows no words, as one whose vocabulary is missing, or more than the network.
     """
     tokenizer = load_part(kind, folder, what)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise OSError(f"the {what} in {folder} is incomplete: its vocabulary is missing; get its files again")
-    if len(tokenizer) > embeddings:
-        raise OSError(f"the {what} in {folder} does not fit its vocabulary: it knows {embeddings} of {len(tokenizer)} tokens")
+    known: int = network.config.get_text_config().vocab_size
+    if len(tokenizer) > known:
+        raise OSError(f"the {what} in {folder} does not fit its vocabulary: it knows {known} of {len(tokenizer)} tokens")
     return tokenizer
 
 
@@ -124,7 +121,7 @@ def _settings(kind: type[PretrainedConfig], folder: Path, what: str) -> dict[str
         raise OSError(f"the {what} in {folder} cannot be read: config.json is damaged ({first_line(error)})") from error
     if found != kind.model_type:
         raise OSError(f'{folder} holds no {what}: its config.json is of model_type "{found}", not "{kind.model_type}"')
-    return settings
+    return cast(dict[str, Any], settings)
 
 
 def _weights(folder: Path, what: str) -> dict[str, Tensor]:
@@ -134,6 +131,17 @@ def _weights(folder: Path, what: str) -> dict[str, Tensor]:
     if not files:
         raise OSError(f"the {what} in {folder} is incomplete: model.safetensors is missing; get its files again")
     return {name: tensor for file in files for name, tensor in load_tensors(file).items()}
+
+
+def _refuse_misfits(info: Mapping[str, Any], network: str, kind: str) -> None:
+    """By what transformers tells of loading, which goes on with random weights."""
+    if left_over := sorted(info["unexpected_keys"]):
+        raise OSError(f"{network} is another kind of network: a {kind} has no {_first(left_over)}")
+    if missing := sorted(info["missing_keys"]):
+        raise OSError(f"{network} is incomplete: {_first(missing)} is missing; get its files again")
+    if resized := sorted(info["mismatched_keys"]):
+        name, found, wanted = resized[0]
+        raise OSError(f"{network} does not fit its config.json: {name} is {tuple(found)}, not {tuple(wanted)}")
 
 
 def _first(names: list[str]) -> str:

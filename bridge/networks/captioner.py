@@ -15,16 +15,16 @@ def caption(images: Tensor, name: str, prefix: str) -> list[str]:
     from ...zerocon_core.language.captioning import caption_images, load_captioner
 
     try:
-        model, processor = load_captioner(captioner_folder(name, weights.CAPTIONER_FOLDER))
+        captioner = load_captioner(captioner_folder(name, weights.CAPTIONER_FOLDER))
     except OSError as error:
         if name == TOY_CAPTIONER:
             raise weights.unreadable_captioner(error) from error
         raise
     progress = comfy.utils.ProgressBar(len(images))
     captions = []
-    with on_device(model):
+    with on_device(captioner[0]):
         for image in images.split(1):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            captions += caption_images(model, processor, image, prefix)
+            captions += caption_images(*captioner, image, prefix)
             progress.update(1)
     return captions

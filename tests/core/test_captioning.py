@@ -30,8 +30,8 @@ def images() -> Tensor:
 @torch.no_grad()
 def greedy(captioner, image: Tensor, prefix: str, limit: int) -> str:
     """argmax of the next token until [SEP] or `limit` new ones, from [DEC] and the prefix."""
-    model, processor = captioner
-    pixels = processor.image_processor((image.numpy() * 255).round().astype("uint8"), return_tensors="pt").pixel_values
+    model, preprocess, _ = captioner
+    pixels = preprocess((image.numpy() * 255).round().astype("uint8"), return_tensors="pt").pixel_values
     tokens = [START, *(BLIP_WORDS.index(word) for word in prefix.split())]
     for _ in range(limit):
         following = int(model(input_ids=torch.tensor([tokens]), pixel_values=pixels).logits[0, -1].argmax())
@@ -60,6 +60,6 @@ def test_captions_see_the_image(captioner, images):
 
 
 def test_model_is_ready_for_inference_in_float32(captioner):
-    model, _ = captioner
+    model, *_ = captioner
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

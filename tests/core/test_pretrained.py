@@ -151,6 +151,12 @@ def test_a_damaged_config_is_refused(what, folder, text):
     assert "cannot be read: config.json is damaged" in refusal(what, folder)
 
 
+@pytest.mark.parametrize("value", [7, "seven", None])
+def test_settings_of_no_network_are_refused(what, folder, value):
+    configure(folder, **{"text_config" if what in ("captioner", "CLIP") else "hidden_size": value})
+    assert "cannot be read: " in (said := refusal(what, folder)) or "does not fit its config.json" in said
+
+
 def test_every_network_of_another_type_is_refused(what, saved):
     for other in saved.keys() - {what}:
         assert f"{saved[other]} holds no {what}: its config.json is of model_type " in refusal(what, saved[other])
@@ -222,12 +228,12 @@ def test_heads_of_published_berts_and_vits_are_no_matter(tmp_path):
 
 def test_weights_may_be_split(saved, tmp_path):
     folder = shutil.copytree(saved["captioner"], tmp_path / "split")
-    model, processor = load_captioner(folder)
+    whole = load_captioner(folder)
     (folder / "model.safetensors").unlink()
     BlipForConditionalGeneration.from_pretrained(saved["captioner"]).save_pretrained(folder, max_shard_size="20KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1 and not (folder / "model.safetensors").exists()
     images = torch.rand(2, 40, 24, 3, generator=torch.Generator().manual_seed(0))
-    assert caption_images(*load_captioner(folder), images) == caption_images(model, processor, images)
+    assert caption_images(*load_captioner(folder), images) == caption_images(*whole, images)
 
 
 @pytest.fixture

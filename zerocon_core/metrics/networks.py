@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast, ViTModel
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, ViTModel
 
 from ..pretrained import first_line, load_network, load_part, load_tensors, load_tokenizer
 
@@ -41,7 +41,7 @@ class Dino(nn.Module):
         pixels = images[..., :3].movedim(-1, 1).to(self._key.weight)
         pixels = F.interpolate(pixels * peak, size=(height, width), mode="bilinear")
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        keys = []
+        keys: list[Tensor] = []
         hook = self._key.register_forward_hook(lambda module, inputs, output: keys.append(output))
         try:
             self.vit(pixel_values=(pixels - mean) / std, interpolate_pos_encoding=True)
@@ -62,7 +62,7 @@ def dino_size(height: int, width: int) -> tuple[int, int]:
 class Clip(nn.Module):
     """Unit features of images and texts, for `clip`. The papers take ViT-L/14 (PIE-Bench) and ViT-B/32."""
 
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizerFast, preprocess: CLIPImageProcessor) -> None:
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, preprocess: CLIPImageProcessor) -> None:
         super().__init__()
         self.model, self.tokenizer, self.preprocess = model, tokenizer, preprocess
 
@@ -76,7 +76,7 @@ class Clip(nn.Module):
     @torch.no_grad()
     def texts(self, texts: list[str]) -> Tensor:
         """(B, channels); what is longer than CLIP reads is cut off."""
-        limit = self.model.config.text_config.max_position_embeddings
+        limit = self.model.config.get_text_config().max_position_embeddings
         inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         outputs = self.model.text_model(**inputs.to(self.model.device))
         return F.normalize(self.model.text_projection(outputs.pooler_output), dim=-1)
@@ -94,7 +94,8 @@ class Lpips(nn.Module):
         """(B,)"""
         device = next(self.parameters()).device
         a, b = (images[..., :3].movedim(-1, 1).float().to(device) for images in (a, b))
-        return self.model(a, b, normalize=True).flatten()
+        distances: Tensor = self.model(a, b, normalize=True)
+        return distances.flatten()
 
 
 class Inception(nn.Module):
@@ -108,7 +109,8 @@ class Inception(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 2048), of 8-bit pixels that the port resizes to 299x299 as TensorFlow 1 did."""
         pixels = (images[..., :3].clamp(0, 1) * 255).round().byte().movedim(-1, 1)
-        return self.model(pixels.to(next(self.parameters()).device))[0]
+        features: Tensor = self.model(pixels.to(next(self.parameters()).device))[0]
+        return features
 
 
 def load_dino(folder: str | Path) -> Dino:
@@ -120,7 +122,7 @@ def load_dino(folder: str | Path) -> Dino:
 def load_clip(folder: str | Path) -> Clip:
     """From a folder with a CLIP in transformers' format. Raises OSError if it holds no whole one."""
     model = load_network(CLIPModel, folder, "CLIP")
-    tokenizer = load_tokenizer(CLIPTokenizerFast, folder, "CLIP", model.config.text_config.vocab_size)
+    tokenizer = load_tokenizer(CLIPTokenizer, folder, "CLIP", model)
     return Clip(model, tokenizer, load_part(CLIPImageProcessor, folder, "CLIP"))
 
 
@@ -130,7 +132,7 @@ def load_lpips(net: str, trunk: str | Path) -> Lpips:
     Raises ImportError without the lpips package and OSError for a file that does not fit.
     """
     try:
-        import lpips
+        import lpips  # type: ignore[import-untyped]
     except ImportError:
         raise ImportError("LPIPS needs the package lpips; install it with: pip install lpips") from None
 
@@ -154,7 +156,7 @@ def load_inception(file: str | Path) -> Inception:
     Raises ImportError without the torch-fidelity package and OSError for a file that does not fit.
     """
     try:
-        from torch_fidelity import FeatureExtractorInceptionV3
+        from torch_fidelity import FeatureExtractorInceptionV3  # type: ignore[import-untyped]
     except ImportError:
         raise ImportError("FID needs the package torch-fidelity; install it with: pip install torch-fidelity") from None
 
