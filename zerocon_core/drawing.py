@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,6 +18,11 @@ CURVES = "#0072b2", "#d55e00", "#202020"  # told apart by colour-blind people to
 def to_picture(image: Image.Image) -> Tensor:
     """(H, W, 3) from 0 to 1."""
     return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32) / 255)
+
+
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """PIL's own font, which is one for all sizes where a size is named."""
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
 
 
 # Grids of pictures
@@ -40,7 +46,7 @@ def labelled_grid(pictures: Tensor, labels: Sequence[str]) -> Tensor:
     """`pictures` (N, H, W, 3) in rows, a label under each, as one picture (H', W', 3)."""
     count, height, width, _ = pictures.shape
     columns = grid_columns(count)
-    font = ImageFont.load_default(max(16, width // 18))
+    font = font_of(max(16, width // 18))
     label_height = int(1.5 * font.size)
     across, down = width + GAP, height + label_height + GAP
     sheet = Image.new("RGB", (columns * across + GAP, math.ceil(count / columns) * down + GAP), PAPER)
@@ -90,7 +96,7 @@ def plot(panels: Sequence[Panel], places: Sequence[str], axis: str, columns: int
 def draw_panel(panel: Panel, places: Sequence[str], axis: str) -> Image.Image:
     """One panel, SHARP times as large as it will be."""
     picture = Image.new("RGB", (SHARP * PANEL[0], SHARP * PANEL[1]), PAPER)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14 * SHARP)
+    draw, font = ImageDraw.Draw(picture), font_of(14 * SHARP)
     left, top, right, bottom = (SHARP * margin for margin in MARGINS)
     right, bottom = picture.width - right, picture.height - bottom
     levels = axis_levels([value for curve in panel.curves.values() for value in curve])

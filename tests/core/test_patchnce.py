@@ -102,15 +102,15 @@ def test_with_enough_patches_the_seed_does_not_matter():
 
 def test_drawn_places_are_distinct_fresh_and_reproducible():
     draw = generator()
-    first, second = (draw_patches(50, 20, draw, torch.device("cpu")) for _ in range(2))
+    first, second = (draw_patches(50, 20, draw) for _ in range(2))
     for places in (first, second):
         assert len(places) == len(set(places.tolist())) == 20
         assert 0 <= places.min() and places.max() < 50
     assert not first.equal(second)
-    assert first.equal(draw_patches(50, 20, generator(), torch.device("cpu")))
-    seen = {int(p) for _ in range(50) for p in draw_patches(50, 20, draw, torch.device("cpu"))}
+    assert first.equal(draw_patches(50, 20, generator()))
+    seen = {int(p) for _ in range(50) for p in draw_patches(50, 20, draw)}
     assert seen == set(range(50))
-    assert draw_patches(7, 20, draw, torch.device("cpu")).tolist() == list(range(7))
+    assert draw_patches(7, 20, draw).tolist() == list(range(7))
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

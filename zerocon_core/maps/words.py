@@ -34,10 +34,8 @@ def positions_of(phrase: Sequence[str], tokens: Sequence[Token]) -> list[int]:
 
 def average_maps(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Mean over layers of the mean over heads. `maps` (B, heads, h, w, tokens), each resized to `size`: (B, tokens, H, W)."""
-    total: Tensor | float = 0.0
-    for probabilities in maps:
-        total = total + resize(probabilities.float().mean(1).movedim(-1, 1), size)
-    return total / len(maps)
+    resized = (resize(probabilities.float().mean(1).movedim(-1, 1), size) for probabilities in maps)
+    return sum(resized, torch.zeros(())) / len(maps)
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
