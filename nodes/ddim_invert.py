@@ -4,9 +4,10 @@ import torch
 from comfy_api.latest import io
 
 from ..bridge.loops.inversion import default_sigmas, invert
-from ..bridge.model.facts import is_flow
+from ..bridge.model.noising import is_flow
 from ..zerocon_core.methods.inversion import NoiseRegularization
 from .shared.checks import check_latent
+from .shared.refusals import refusing
 from .shared.schema import search_aliases
 from .shared.types import Trajectory
 
@@ -74,22 +75,23 @@ class DDIMInvert(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(
         cls, model, image_latent, conditioning, steps, lambda_ac, lambda_kl, regularization_steps, rolls, refinements,
         seed, schedule=None,
     ) -> io.NodeOutput:  # fmt: skip
         if is_flow(model):
             raise ValueError(
-                "DDIMInvert: this is a flow model, whose path has no DDIM inversion; it needs a model that predicts eps or v, "
+                "this is a flow model, whose path has no DDIM inversion; it needs a model that predicts eps or v, "
                 "such as SD1.x, SD2.x or SDXL"
             )
         sigmas = default_sigmas(model, steps) if schedule is None else schedule
         check_sigmas(sigmas)
         samples = image_latent["samples"]
-        check_latent("DDIMInvert", samples)
+        check_latent(samples)
         if "noise_mask" in image_latent:
             log.warning(
-                "DDIMInvert: the noise mask of the latent is dropped, because the whole image is inverted; connect the mask to "
+                "DDIM Invert: the noise mask of the latent is dropped, because the whole image is inverted; connect the mask to "
                 "PatchNCE Guidance"
             )
         regularization = None
@@ -98,8 +100,7 @@ class DDIMInvert(io.ComfyNode):
         noise, trajectory = invert(model, samples, conditioning, sigmas, regularization, refinements, seed)
         if not torch.isfinite(noise).all():
             raise ValueError(
-                "DDIMInvert: the inversion gave values that are not finite; lower lambda_ac and lambda_kl, or load the model "
-                "in float32"
+                "the inversion gave values that are not finite; lower lambda_ac and lambda_kl, or load the model in float32"
             )
         latent = {key: value for key, value in image_latent.items() if key != "noise_mask"}
         return io.NodeOutput(latent | {"samples": noise}, trajectory, sigmas)
@@ -108,8 +109,8 @@ class DDIMInvert(io.ComfyNode):
 def check_sigmas(sigmas: torch.Tensor) -> None:
     if len(sigmas) < 2:
         raise ValueError(
-            f"DDIMInvert: the schedule has {max(len(sigmas) - 1, 0)} steps; it needs at least 1. Check steps and denoise of the "
+            f"the schedule has {max(len(sigmas) - 1, 0)} steps; it needs at least 1. Check steps and denoise of the "
             "scheduler node"
         )
     if not (torch.isfinite(sigmas).all() and (sigmas.diff() < 0).all() and sigmas[-1] >= 0):
-        raise ValueError("DDIMInvert: the schedule must fall from high to low noise, as scheduler nodes give it; do not flip it")
+        raise ValueError("the schedule must fall from high to low noise, as scheduler nodes give it; do not flip it")

@@ -7,7 +7,8 @@ from ..bridge.loops.differences import prompt_differences
 from ..bridge.model.facts import pixels_per_position
 from ..bridge.status import say
 from ..zerocon_core.maps.differences import edit_mask, heat_map
-from .shared.checks import check_latent, only
+from .shared.checks import check_latent, same_text, single_but
+from .shared.refusals import refusing
 from .shared.schema import search_aliases
 
 log = logging.getLogger(__name__)
@@ -80,23 +81,20 @@ class EditMask(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
+    @single_but("prompts", "source")
     def execute(
         cls, model, image_latent, prompts, strength, draws, threshold, clamp, smoothing, seed, source=()
     ) -> io.NodeOutput:  # fmt: skip
-        named = dict(
-            model=model, image_latent=image_latent, strength=strength, draws=draws, threshold=threshold, clamp=clamp,
-            smoothing=smoothing, seed=seed,
-        )  # fmt: skip
-        model, latent, strength, draws, threshold, clamp, smoothing, seed = (only("EditMask", *item) for item in named.items())
-        samples, conditionings = latent["samples"], [*source, *prompts]
+        samples, conditionings = image_latent["samples"], [*source, *prompts]
         check(samples, conditionings)
         differences = prompt_differences(model, samples, conditionings, strength, draws, seed)
         if not torch.isfinite(differences).all():
-            raise ValueError("EditMask: the predictions are not finite; load the model in float32")
+            raise ValueError("the predictions are not finite; load the model in float32")
         try:
             heat = heat_map(differences, clamp, smoothing)
         except ValueError as error:
-            raise ValueError(f"EditMask: {error}; use prompts that say different things about the image") from error
+            raise ValueError(f"{error}; use prompts that say different things about the image") from error
         mask = edit_mask(heat, threshold)
         say(cls.hidden.unique_id, summary(mask, threshold))
         scale = pixels_per_position(model)
@@ -106,21 +104,16 @@ class EditMask(io.ComfyNode):
 
 
 def check(samples: torch.Tensor, conditionings: list) -> None:
-    check_latent("EditMask", samples)
+    check_latent(samples)
     if len(conditionings) < 2:
         raise ValueError(
-            "EditMask: there is one prompt and nothing to compare it with; connect source, or a list of prompts such as that of "
+            "there is one prompt and nothing to compare it with; connect source, or a list of prompts such as that of "
             "Prompt Augment"
         )
-    texts = [[entry[0] for entry in conditioning] for conditioning in conditionings]
-    if all(same(text, texts[0]) for text in texts[1:]):
+    if all(same_text(conditioning, conditionings[0]) for conditioning in conditionings[1:]):
         raise ValueError(
-            f"EditMask: the {len(texts)} prompts are the same to the text encoder, so they differ nowhere; use other words"
+            f"the {len(conditionings)} prompts are the same to the text encoder, so they differ nowhere; use other words"
         )
-
-
-def same(texts: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    return len(texts) == len(others) and all(torch.equal(a, b) for a, b in zip(texts, others, strict=True))
 
 
 def summary(mask: torch.Tensor, threshold: float) -> str:
@@ -131,5 +124,5 @@ def summary(mask: torch.Tensor, threshold: float) -> str:
         return text
     advice = "lower" if (shares < FEW).any() else "raise"
     warning = f"{text}; {advice} threshold ({threshold:g}), or compare prompts that differ in one thing"
-    log.warning("EditMask: %s", warning)
+    log.warning("Edit Mask: %s", warning)
     return warning

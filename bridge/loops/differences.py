@@ -1,10 +1,8 @@
-"""Noise predictions of several prompts, by the host's own sampling machinery."""
+"""How far the noise predictions of several prompts are apart, hosted."""
 
 from collections.abc import Callable
 from functools import partial
 
-import comfy.model_management
-import comfy.samplers
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -13,37 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...zerocon_core.maps.differences import average_difference, heat_map
-from ...zerocon_core.noising import to_eps
+from .hosted import Run, guider_of, run_hosted
 
 PREVIEW_SIDE = 512
-
-
-class DifferenceSampler(comfy.samplers.Sampler):
-    """Noises the latent to the first level, once a draw, and compares what the conditionings of its guider predict there.
-
-    All predictions of a draw are one call of the host, which runs them in one batch if they fit into memory.
-    """
-
-    def __init__(self, draws: int, seed: int):
-        self.draws = draws
-        self.seed = seed
-        self.differences: Tensor | None = None
-
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        model, conds = model_wrap.inner_model, list(model_wrap.conds.values())
-        options = extra_args["model_options"]  # of this run alone
-        add_wrapper_with_key(WrappersMP.APPLY_MODEL, "zerocon", as_positive, options, is_model_options=True)
-        levels = sigmas[:1].repeat(latent_image.shape[0])
-
-        def predict(noise: Tensor) -> Tensor:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            x = model.model_sampling.noise_scaling(sigmas[0], noise.to(latent_image), latent_image)
-            denoised = comfy.samplers.calc_cond_batch(model, conds, x, levels, options)
-            return to_eps(x, sigmas[0], torch.stack(denoised)).float()
-
-        generator = torch.Generator().manual_seed(self.seed)
-        self.differences = average_difference(predict, latent_image.shape, self.draws, generator, callback).cpu()
-        return latent_image
 
 
 def as_positive(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
@@ -65,17 +35,22 @@ def prompt_differences(
 
     `callback(draw, mean so far)` runs after each draw; without it, the node shows its progress.
     """
-    guider, sampler = comfy.samplers.CFGGuider(model), DifferenceSampler(draws, seed)
-    guider.inner_set_conds({f"prompt {number}": conditioning for number, conditioning in enumerate(conditionings)})
-    guider.sample(
-        torch.zeros_like(latent_image),
-        latent_image,
-        sampler,
-        noise_level(model, strength),
-        callback=callback or partial(show, comfy.utils.ProgressBar(draws), draws),
-        seed=seed,
-    )
-    return sampler.differences
+
+    def compare(run: Run) -> Tensor:
+        # All predictions of a draw are one call of the host, which runs them in one batch if they fit into memory.
+        add_wrapper_with_key(WrappersMP.APPLY_MODEL, "zerocon", as_positive, run.options, is_model_options=True)
+        noising, sigma, conds = run.noising, run.sigmas[0], list(run.conds.values())
+
+        def predict(noise: Tensor) -> Tensor:
+            x = noising.noised(run.latent, noise.to(run.latent), sigma)
+            return noising.eps(x, sigma, torch.stack(run.ask(conds, x, sigma))).float()
+
+        generator = torch.Generator().manual_seed(seed)
+        return average_difference(predict, run.latent.shape, draws, generator, run.callback).cpu()
+
+    guider = guider_of(model, **{f"prompt {number}": conditioning for number, conditioning in enumerate(conditionings)})
+    shown = callback or partial(show, comfy.utils.ProgressBar(draws), draws)
+    return run_hosted(guider, compare, latent_image, noise_level(model, strength), callback=shown, seed=seed)
 
 
 def noise_level(model: ModelPatcher, strength: float) -> Tensor:

@@ -1,6 +1,9 @@
 """The core's guided step as a host guider: the stock SamplerCustomAdvanced drives it."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import comfy.k_diffusion.sampling
 import comfy.samplers
@@ -10,12 +13,30 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...zerocon_core.maps.differences import coverage
+from ...zerocon_core.methods.cds import Recording
 from ...zerocon_core.methods.guidance import Guidance, GuidanceWeights, GuidedStep
 from ...zerocon_core.methods.inversion import Trajectory, closest_level
 from ...zerocon_core.noising import before_euler_step, leading_to
+from ...zerocon_core.observation import Observation
 from ..model.attention import hooked_layers, observe
-from ..model.autograd import autograd_region, reserve_for_backward
+from ..model.autograd import reserve_for_backward
 from ..model.facts import HookedLayers
+from ..model.noising import noising_of
+from .hosted import recording
+
+NAME = "PatchNCE Guidance"
+"""What the page calls the node whose guider this is: it is the stock sampler's node that fails when the guider refuses."""
+
+
+@dataclass(frozen=True)
+class GuidedRun:
+    """What exists while a sampler runs."""
+
+    guidance: Guidance
+    recording: Recording
+    sigmas: Tensor
+    free: Tensor | None
+    """(B, H, W): where the edit is free."""
 
 
 class ZeroConGuider(comfy.samplers.CFGGuider):
@@ -25,7 +46,7 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
     latents of the inversion are kept, so memory does not grow with the number of steps.
 
     The guidance does not look inside `mask` (B, H, W). With `restores`, every step also puts the latent of the inversion back
-    outside it, which is DiffEdit's decoding.
+    outside it, which is DiffEdit's decoding. With `checkpointing`, the pass with gradients keeps the inputs of blocks alone.
 
     `last_run` is what the guidance did in the last finished run: a few numbers a step, and a fingerprint of the result to
     recognise it by.
@@ -41,6 +62,7 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         seed: int,
         mask: Tensor | None = None,
         restores: bool = False,
+        checkpointing: bool = False,
     ):
         super().__init__(model)
         self.trajectory = trajectory
@@ -49,6 +71,8 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         self.seed = seed
         self.mask = mask
         self.restores = restores
+        self.checkpointing = checkpointing
+        self.run: GuidedRun | None = None
         self.last_run: tuple[str, list[GuidedStep]] | None = None
         hooked = hooked_layers(model) or HookedLayers()
         self.layers = HookedLayers(
@@ -64,70 +88,73 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
 
     def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
         if self.guides or self.restores:
-            self.check(latent_image, sampler, sigmas, denoise_mask)
+            with refusing():
+                self.check(latent_image, sampler, sigmas, denoise_mask)
         return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
     def check(self, latent_image: Tensor, sampler: comfy.samplers.Sampler, sigmas: Tensor, denoise_mask: Tensor | None) -> None:
         """Refuse what would be guided wrongly."""
         if denoise_mask is not None:
             raise ValueError(
-                "PatchNCEGuidance: the latent has a noise mask, outside of which the sampler would leave noise. Take the latent "
-                "without it and connect the mask to PatchNCEGuidance"
+                "the latent has a noise mask, outside of which the sampler would leave noise; take the latent without it and "
+                f"connect the mask to {NAME}"
             )
         if not is_euler(sampler):
             raise ValueError(
-                "PatchNCEGuidance: this sampler does not take the plain Euler steps that the guidance is exact for. "
-                "Choose euler or ddim in KSamplerSelect"
+                "this sampler does not take the plain Euler steps that the guidance is exact for; choose euler or ddim in "
+                "KSamplerSelect"
             )
         if latent_image.shape != self.trajectory.latents[0].shape:
             raise ValueError(
-                f"PatchNCEGuidance: the latent_image of the sampler is {tuple(latent_image.shape)}, the trajectory is of "
-                f"{tuple(self.trajectory.latents[0].shape)}. Connect the latent and the trajectory of one DDIMInvert"
+                f"the latent_image of the sampler is {tuple(latent_image.shape)}, the trajectory is of "
+                f"{tuple(self.trajectory.latents[0].shape)}; connect the latent and the trajectory of one DDIM Invert"
             )
         used = sigmas if self.restores else sigmas[:-1]
         unknown = [float(s) for s in used if closest_level(self.trajectory.sigmas, float(s)) is None]
         if unknown:
             raise ValueError(
-                f"PatchNCEGuidance: the trajectory has no latent at sigma {unknown[0]:.4g}. Connect the sigmas output of the "
-                "DDIMInvert that made the trajectory to the sampler"
+                f"the trajectory has no latent at sigma {unknown[0]:.4g}; connect the sigmas output of the DDIM Invert that made "
+                "the trajectory to the sampler"
             )
         if self.guides and self.mask is not None and any(has_area(e) for c in self.original_conds.values() for e in c):
             raise ValueError(
-                "PatchNCEGuidance: a mask does not work together with prompts that have an area of their own; leave the mask "
-                "unconnected or the areas away"
+                "a mask does not work together with prompts that have an area of their own; leave the mask unconnected or the "
+                "areas away"
             )
 
-    def outer_sample(self, noise, latent_image, sampler, sigmas, *args, **kwargs):
-        self.free = None if self.mask is None else mask_of_latent(self.mask, latent_image).to(self.model_patcher.load_device)
-        self.guidance = Guidance(self.weights, torch.Generator().manual_seed(self.seed), self.free)
-        self.sigmas = sigmas
+    def outer_sample(self, *args, **kwargs):
         self.last_run = None
         if self.guides:  # on the options of this run alone: the host copied them for it
             reserve_for_backward(self.model_options)
+        return super().outer_sample(*args, **kwargs)
+
+    def inner_sample(self, noise, latent_image, device, sampler, sigmas, *args, **kwargs):
+        free = None if self.mask is None else mask_of_latent(self.mask, latent_image).to(device)
+        draws = torch.Generator().manual_seed(self.seed)
+        guidance = Guidance(noising_of(self.inner_model.model_sampling), self.weights, draws, free)
+        self.run = GuidedRun(guidance, recording(self, self.checkpointing), sigmas, free)
         try:
-            result = super().outer_sample(noise, latent_image, sampler, sigmas, *args, **kwargs)
-            self.last_run = fingerprint(result), self.guidance.history
+            result = super().inner_sample(noise, latent_image, device, sampler, sigmas, *args, **kwargs)
+            self.last_run = fingerprint(result), guidance.history
             return result
         finally:
-            del self.guidance, self.sigmas, self.free
+            self.run = None
 
     def predict_noise(self, x, timestep, model_options, seed=None):
         if not (self.guides or self.restores):
             return super().predict_noise(x, timestep, model_options, seed)
-        step = closest_level(self.sigmas, float(timestep[0]))
-        sigma, sigma_next = self.sigmas[step].to(x), self.sigmas[step + 1].to(x)
+        step = closest_level(self.run.sigmas, float(timestep[0]))
+        sigma, sigma_next = self.run.sigmas[step].to(x), self.run.sigmas[step + 1].to(x)
         if self.guides and self.in_window(float(sigma)):
-            try:
+            with refusing():
                 shift = self.shift(x, timestep, model_options)
-            except ValueError as error:
-                raise ValueError(f"PatchNCEGuidance: {error}") from error
             denoised = super().predict_noise(x + shift, timestep, model_options, seed)
             answer = before_euler_step(denoised, shift, sigma, sigma_next)
         else:
             answer = super().predict_noise(x, timestep, model_options, seed)
         if self.restores:
             outside = leading_to(self.source_at(sigma_next).to(x), x, sigma, sigma_next)
-            answer = torch.lerp(outside, answer, self.free.unsqueeze(1))
+            answer = torch.lerp(outside, answer, self.run.free.unsqueeze(1))
         return answer
 
     def source_at(self, sigma: Tensor) -> Tensor:
@@ -141,19 +168,13 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
 
     def shift(self, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
         """How far the guidance moves x (B, C, H, W) at noise levels timestep (B,)."""
-        model = self.inner_model
-        source = self.source_at(timestep[0]).to(x)
-        reference = observe(model, self.conds["source"], source, timestep, model_options, self.layers)
-        with autograd_region(
-            [model.diffusion_model, *(extra.model for extra in self.loaded_models)],
-            writes_in_place=any("control" in entry for entry in self.conds["positive"]),
-        ):
-            return self.guidance.shift(
-                lambda x: observe(model, self.conds["positive"], x, timestep, model_options, self.layers),
-                x,
-                timestep[0].clone(),
-                reference,
-            )
+
+        def look(x: Tensor, name: str) -> Observation:
+            return observe(self.inner_model, self.conds[name], x, timestep, model_options, self.layers)
+
+        reference = look(self.source_at(timestep[0]).to(x), "source")
+        with self.run.recording():
+            return self.run.guidance.shift(lambda x: look(x, "positive"), x, timestep[0].clone(), reference)
 
     def history(self, result: Tensor) -> list[GuidedStep]:
         """What the guidance did in the run that ended at `result`. Raises ValueError if that was not the last one."""
@@ -163,6 +184,15 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
                 "every sampler a guider of its own"
             )
         return self.last_run[1]
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Puts the node's name before what is refused inside."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{NAME}: {error}") from error
 
 
 def fingerprint(tensor: Tensor) -> str:

@@ -1,6 +1,5 @@
-"""The core's DDIM inversion as a host sampler, run by the host's own guider machinery."""
+"""The core's DDIM inversion, hosted."""
 
-import comfy.model_sampling
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -8,41 +7,7 @@ from latent_preview import prepare_callback
 from torch import Tensor
 
 from ...zerocon_core.methods.inversion import NoiseRegularization, Trajectory, ddim_invert
-
-
-class ConditionalGuider(comfy.samplers.CFGGuider):
-    """The model under one CONDITIONING, without classifier-free guidance."""
-
-    def __init__(self, model: ModelPatcher, conditioning: list):
-        super().__init__(model)
-        self.inner_set_conds({"positive": conditioning})
-
-
-class InversionSampler(comfy.samplers.Sampler):
-    """Walks up the noise levels instead of down, and keeps the `trajectory` (on the CPU, in the model's latent space)."""
-
-    def __init__(self, regularization: NoiseRegularization | None, refinements: int, seed: int):
-        self.regularization = regularization
-        self.refinements = refinements
-        self.seed = seed
-        self.trajectory: Trajectory | None = None
-
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        # The gradient of the noise regularisation is taken inside this loop; the model itself needs none.
-        with torch.inference_mode(False), torch.no_grad():
-            latent = latent_image.float().clone()
-            levels = latent.new_ones(latent.shape[0])
-            trajectory = ddim_invert(
-                lambda x, sigma: model_wrap(x, sigma * levels, **extra_args).float(),
-                latent,
-                sigmas.clone(),
-                regularization=self.regularization,
-                generator=torch.Generator().manual_seed(self.seed),
-                refinements=self.refinements,
-                callback=lambda step, denoised, x: callback(step, denoised, x, len(sigmas) - 1),
-            )
-        self.trajectory = Trajectory(trajectory.sigmas.cpu(), [x.cpu() for x in trajectory.latents])
-        return trajectory.latents[0]
+from .hosted import Run, guider_of, run_hosted
 
 
 def invert(
@@ -54,12 +19,27 @@ def invert(
     refinements: int,
     seed: int,
 ) -> tuple[Tensor, Trajectory]:
-    """Noise (B, C, H, W) in LATENT space that a stock sampler continues from over `sigmas`, and the way there."""
-    sampler = InversionSampler(regularization, refinements, seed)
-    noise = ConditionalGuider(model, conditioning).sample(
-        torch.zeros_like(latent_image), latent_image, sampler, sigmas, callback=prepare_callback(model, len(sigmas) - 1)
-    )
-    return noise, sampler.trajectory
+    """Noise (B, C, H, W) in LATENT space that a stock sampler continues from over `sigmas`, and the way there.
+
+    The trajectory is on the CPU, in the model's own latent space.
+    """
+
+    def walk_up(run: Run) -> tuple[Tensor, Trajectory]:
+        path = ddim_invert(
+            run.noising,
+            run.predict,
+            run.latent,
+            run.sigmas,
+            regularization=regularization,
+            generator=torch.Generator().manual_seed(seed),
+            refinements=refinements,
+            callback=lambda step, denoised, x: run.callback(step, denoised, x, len(sigmas) - 1),
+        )
+        noise = run.model.process_latent_out(path.latents[0]).to(latent_image.device)
+        return noise, Trajectory(path.sigmas.cpu(), [x.cpu() for x in path.latents])
+
+    guider, preview = guider_of(model, positive=conditioning), prepare_callback(model, len(sigmas) - 1)
+    return run_hosted(guider, walk_up, latent_image, sigmas, callback=preview)
 
 
 def default_sigmas(model: ModelPatcher, steps: int) -> Tensor:

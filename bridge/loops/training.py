@@ -1,70 +1,30 @@
-"""Low-rank adapters trained through the host's model, and handed back as the host's own LoRA."""
+"""Contrastive fine-tuning, hosted: adapters trained through the host's model."""
 
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
-import comfy.sd
 import comfy.utils
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
-from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...zerocon_core.language.directions import Embedding
 from ...zerocon_core.methods.finetune import Example, Losses, LowRank, Objective, losses, training_steps
-from ..model.autograd import autograd_region, differentiable_attention, replaced_forwards, reserve_for_backward
-from ..model.facts import attention_projections
-from .inversion import ConditionalGuider
+from ..model.adapters import trainable
+from ..model.autograd import differentiable_attention
+from ..model.noising import noising_of
+from .hosted import Run, guider_of, run_hosted
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTED = 0.3
 """Share of autograd's memory that is left with checkpointing (benchmarks/training_memory.py: 0.27 for SD1.5, 0.2 for SDXL)."""
-
-def new_adapters(model: ModelPatcher, rank: int, seed: int) -> dict[str, LowRank]:
-    """Adapters of all attention projections, by name, that change nothing yet."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.inference_mode(False):
-        return {
-            name: LowRank.neutral(layer.in_features, layer.out_features, rank, generator)
-            for name, layer in attention_projections(model.model).items()
-        }
-
-
-def loaded_adapters(model: ModelPatcher, lora: Mapping[str, Tensor]) -> dict[str, LowRank]:
-    """Adapters that continue `lora`. Raises ValueError unless it is a plain LoRA of exactly the attention projections."""
-    adapters, read = {}, set()
-    for name, layer in attention_projections(model.model).items():
-        alpha = lora.get(f"{name}.alpha")
-        loaded = LoRAAdapter.load(name, lora, None if alpha is None else float(alpha), lora.get(f"{name}.dora_scale"), read)
-        if loaded is None:
-            raise ValueError(f"the LoRA to continue has nothing for {name}")
-        up, down, alpha, *others = loaded.weights
-        if any(other is not None for other in others) or (up.shape[0], down.shape[1]) != (layer.out_features, layer.in_features):
-            raise ValueError(f"the LoRA to continue is of another kind or size at {name}")
-        with torch.inference_mode(False):
-            adapters[name] = LowRank(down, up, float(len(down)) if alpha is None else alpha)
-        read.add(f"{name}.alpha")
-    if unknown := lora.keys() - read:
-        raise ValueError(f"the LoRA to continue also changes {sorted(unknown)[0]}, which is not trained here")
-    return adapters
-
-
-def lora_state(adapters: Mapping[str, LowRank]) -> dict[str, Tensor]:
-    """The host's LORA_MODEL: what its SaveLoRA writes and its loaders read."""
-    state = {}
-    for name, adapter in adapters.items():
-        state[f"{name}.lora_up.weight"] = adapter.up.detach().to("cpu", copy=True)
-        state[f"{name}.lora_down.weight"] = adapter.down.detach().to("cpu", copy=True)
-        state[f"{name}.alpha"] = torch.tensor(adapter.alpha)
-    return state
 
 
 def model_latents(model: ModelPatcher, images: Iterable[Tensor]) -> list[Tensor]:
@@ -93,18 +53,6 @@ class Embeddings(dict[str, Embedding]):
             self[prompt]
 
 
-def adapted(layer: nn.Module, adapter: LowRank) -> Callable[[Tensor], Tensor]:
-    """The forward of `layer` with the adapter's output added."""
-    original = layer.forward
-    return lambda x: original(x) + adapter(x)
-
-
-def trainable(model: BaseModel, adapters: Mapping[str, LowRank]) -> AbstractContextManager:
-    """Gradients to the adapters while the context is open, within the `autograd_region` of the model."""
-    of = {layer: adapters[name] for name, layer in attention_projections(model).items()}
-    return replaced_forwards(of, lambda layer: adapted(layer, of[layer]))
-
-
 @dataclass(frozen=True)
 class Training:
     """What to train on and how."""
@@ -129,60 +77,40 @@ class Training:
         return max(sum(len(example.prompts) for example in batch) for batch in self.batches)
 
 
-class TrainingSampler(comfy.samplers.Sampler):
-    """Trains where a sampler would denoise, so that the host loads and frees the model as it always does.
+def follow(steps: Iterator[Losses], total: int, report: Callable[[str], None]) -> list[Losses]:
+    """Takes the steps with progress, and ends well where they end early: what was trained until then stays.
 
-    A cancel and a loss that is not finite end the training, not the prompt: what was trained until then stays.
+    A cancel and a loss that is not finite end the training, not the prompt, unless there is nothing to keep yet.
     """
+    history: list[Losses] = []
+    progress = comfy.utils.ProgressBar(total)
 
-    def __init__(self, training: Training, adapters: Mapping[str, LowRank], report: Callable[[str], None]):
-        self.training = training
-        self.adapters = adapters
-        self.report = report
-        self.history: list[Losses] = []
+    def stopped(why: str) -> None:
+        text = f"{why}; this is the LoRA of step {len(history)} of {total}"
+        log.warning("%s", text)
+        report(text)
 
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        model, training = model_wrap.inner_model, self.training
-        roots = [model.diffusion_model, *(extra.model for extra in model_wrap.loaded_models)]
-        half = (model.manual_cast_dtype or model.get_dtype()) == torch.float16
-        with autograd_region(roots, checkpointing=training.checkpointing), trainable(model, self.adapters):
-            adapters = nn.ModuleList(self.adapters.values()).to(noise.device)
-            loss = batch_losses(model, training, extra_args["model_options"], noise.device)
-            self.follow(
-                training_steps(
-                    list(adapters.parameters()), loss, training.steps, training.learning_rate, training.accumulation, half
-                )
-            )
-        return latent_image
-
-    def follow(self, steps: Iterator[Losses]) -> None:
-        """Takes the steps with progress, and ends well where they end early."""
-        total = self.training.steps
-        progress = comfy.utils.ProgressBar(total)
-        try:
-            for losses in steps:
-                self.history.append(losses)
-                self.report(f"step {len(self.history)} of {total}, loss {losses.total:.4g}")
-                progress.update(1)
-                comfy.model_management.throw_exception_if_processing_interrupted()
-        except comfy.model_management.InterruptProcessingException:
-            if not self.history:
-                raise
-            self.stopped("cancelled")
-        except FloatingPointError as error:
-            why = f"{error} at step {len(self.history) + 1}"
-            if not self.history:
-                raise ValueError(f"{why}; check the latents, lower learning_rate, or load the model in float32") from error
-            self.stopped(why)
-
-    def stopped(self, why: str) -> None:
-        text = f"{why}; this is the LoRA of step {len(self.history)} of {self.training.steps}"
-        log.warning("SoftContrastiveTrain: %s", text)
-        self.report(text)
+    try:
+        for losses in steps:
+            history.append(losses)
+            report(f"step {len(history)} of {total}, loss {losses.total:.4g}")
+            progress.update(1)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+    except comfy.model_management.InterruptProcessingException:
+        if not history:
+            raise
+        stopped("cancelled")
+    except FloatingPointError as error:
+        why = f"{error} at step {len(history) + 1}"
+        if not history:
+            raise ValueError(f"{why}; check the latents, lower learning_rate, or load the model in float32") from error
+        stopped(why)
+    return history
 
 
 def batch_losses(model: BaseModel, training: Training, model_options: dict, device: torch.device) -> Callable[[], Losses]:
     """The losses of one batch after the other, under noise and at timesteps drawn from the seed."""
+    noising = noising_of(model.model_sampling)
     generator = torch.Generator().manual_seed(training.seed)
     levels = model.model_sampling.sigmas.float().to(device)
     batches = iter(training.batches)
@@ -201,7 +129,7 @@ def batch_losses(model: BaseModel, training: Training, model_options: dict, devi
         shape = (len(batch), *batch[0].image.shape[1:])
         sigma = levels[torch.randint(len(levels), shape[:1], generator=generator).to(device)]
         noise = torch.randn(shape, generator=generator).to(device)
-        return losses(predict, batch, noise, sigma, training.objective)
+        return losses(noising, predict, batch, noise, sigma, training.objective)
 
     return loss
 
@@ -213,17 +141,17 @@ def train(
 
     Raises ValueError if already the first step is not finite.
     """
+
+    def steps(run: Run) -> list[Losses]:
+        half = (run.model.manual_cast_dtype or run.model.get_dtype()) == torch.float16
+        with run.recording(training.checkpointing)(), trainable(run.model, adapters):
+            parameters = list(nn.ModuleList(adapters.values()).to(run.latent.device).parameters())
+            loss = batch_losses(run.model, training, run.options, run.latent.device)
+            taken = training_steps(parameters, loss, training.steps, training.learning_rate, training.accumulation, half)
+            return follow(taken, training.steps, report)
+
     first = training.batches[0][0]
-    guider = ConditionalGuider(model, [[training.embeddings[first.caption][0], {}]])
-    guider.model_options = create_model_options_clone(guider.model_options)
-    reserve_for_backward(guider.model_options)
-    sampler = TrainingSampler(training, adapters, report)
     samples = math.ceil(training.samples * (CHECKPOINTED if training.checkpointing else 1))
     nothing = torch.zeros(samples, *first.image.shape[1:])  # its shape tells the host how much memory to free
-    guider.sample(nothing, nothing, sampler, torch.zeros(1), disable_pbar=True)
-    return sampler.history
-
-
-def apply_lora(model: ModelPatcher, lora: dict[str, Tensor]) -> ModelPatcher:
-    """`model` with the LoRA on it, by the host's own loader."""
-    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+    guider = guider_of(model, positive=[[training.embeddings[first.caption][0], {}]])
+    return run_hosted(guider, steps, nothing, torch.zeros(1), backward=True)

@@ -80,7 +80,7 @@ def shift_conditioning(conditioning: list, direction: EditDirection, strength: f
     for tokens, options in conditioning:
         if tokens.shape[-1] != direction.tokens.shape[-1]:
             raise ValueError(
-                f"EditDirection: the direction has embeddings of width {direction.tokens.shape[-1]}, this CLIP gives "
+                f"the direction has embeddings of width {direction.tokens.shape[-1]}, this CLIP gives "
                 f"{tokens.shape[-1]}; use a direction that was found with the same model family"
             )
         options = options.copy()

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import comfy.model_sampling
 from comfy.ldm.modules.attention import CrossAttention, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import BaseModel
@@ -68,11 +67,6 @@ def attention_projections(model: BaseModel) -> dict[str, nn.Module]:
         if isinstance(module, CrossAttention)
         for projection in PROJECTIONS
     }
-
-
-def is_flow(model: ModelPatcher) -> bool:
-    """Whether `model` interpolates between image and noise (SD3, FLUX) instead of adding noise to the image."""
-    return isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
 
 
 def pixels_per_position(model: ModelPatcher) -> int:

@@ -18,6 +18,6 @@ def refusing(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
         try:
             return execute(cls, *args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
-            raise type(error)(f"{cls.GET_SCHEMA().display_name}: {error}") from error
+            raise ValueError(f"{cls.define_schema().display_name}: {error}") from error
 
     return execute_or_refuse

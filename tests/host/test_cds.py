@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from comfy.model_base import ModelType
 from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_bytes, tiny_unet
-from zerocon_pack.bridge.loops.cds import CDSGuider, CDSSampler, mask_for, optimize
+from zerocon_pack.bridge.loops.cds import CDSSettings, mask_for, optimize
+from zerocon_pack.bridge.loops.hosted import guider_of
 from zerocon_pack.bridge.model.attention import hook_layers
 from zerocon_pack.bridge.model.facts import HookedLayers, decoder_self_attention
 from zerocon_pack.zerocon_core.methods.cds import CDSWeights
@@ -27,11 +28,10 @@ def inference_mode():
 
 
 def edit(model, latent, weights=FEW, targets=(TARGET,), timesteps=TIMESTEPS, mask=None, cfg=3.0, ids_steps=0, seed=0, **options):
-    options = {"checkpointing": False, "step_size": 0.3} | options
     layers = decoder_self_attention(model.get_model_object("diffusion_model"))
-    guider = CDSGuider(model, SOURCE, list(targets), NEGATIVE, cfg, gradients=bool(weights.w_cut))
-    sampler = CDSSampler(layers, options["step_size"], weights, ids_steps, options["checkpointing"], seed)
-    edited = optimize(model, guider, sampler, latent, timesteps, mask)
+    options = {"step_size": 0.3} | options
+    settings = CDSSettings(timesteps, layers, weights, cfg, ids_steps=ids_steps, seed=seed, **options)
+    edited, _ = optimize(model, latent, SOURCE, list(targets), NEGATIVE, settings, mask)
     return edited if len(targets) > 1 else edited[0]
 
 
@@ -136,7 +136,7 @@ class DeltaLoop(comfy.samplers.Sampler):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_contrast_it_is_delta_denoising_score_bit_for_bit(family):
     model, latent = tiny_unet(family=family), randn(2, 4, 8, 10)
-    guider = CDSGuider(model, SOURCE, [TARGET], NEGATIVE, 3.0, gradients=False)
+    guider = guider_of(model, 3.0, **{"source": SOURCE, "negative": NEGATIVE, "target 0": TARGET})
     sigmas = model.get_model_object("model_sampling").sigma(TIMESTEPS)
     expected = guider.sample(torch.zeros_like(latent), latent, DeltaLoop(), sigmas, disable_pbar=True)
     assert torch.equal(edit(model, latent, CDSWeights(w_cut=0.0)), expected)
@@ -423,7 +423,7 @@ REFUSALS = {
 @pytest.mark.parametrize("changes, bad, said", REFUSALS.values(), ids=REFUSALS)
 def test_refusals_are_one_sentence_and_the_next_run_works(run_graph, values, changes, bad, said):
     run = run_graph(graph(**changes), values | bad)
-    assert not run.success and run.error.startswith("CDSOptimize: ") and "\n" not in run.error.strip()
+    assert not run.success and run.error.startswith("CDS Optimize: ") and "\n" not in run.error.strip()
     assert all(part in run.error for part in said), run.error
     assert run_graph(graph(), values).success
 
@@ -431,5 +431,5 @@ def test_refusals_are_one_sentence_and_the_next_run_works(run_graph, values, cha
 def test_contrast_without_layers_is_refused(run_graph, values, model):
     none = hook_layers(model, HookedLayers(frozenset(), frozenset()))
     run = run_graph(graph(), values | {"model": none})
-    assert run.error.startswith("CDSOptimize: w_cut is 3, but no self-attention layer of BaseModel is read; choose layers in")
+    assert run.error.startswith("CDS Optimize: w_cut is 3, but no self-attention layer of BaseModel is read; choose layers in")
     assert run_graph(graph(cds=dict(w_cut=0.0)), values | {"model": none}).success

@@ -221,5 +221,5 @@ def test_refusals(run_graph, make_guider, sample, inverted):
     ]
     for guider, latent, said in cases:
         run = shown(run_graph, guider, latent)
-        assert not run.success and run.error.startswith("GuidancePreview: ") and said in run.error, run.error
+        assert not run.success and run.error.startswith("Guidance Preview: ") and said in run.error, run.error
         assert "\n" not in run.error.strip() and not run.error.strip().endswith(".")

@@ -235,5 +235,5 @@ def test_a_gradient_that_is_not_finite_is_refused():
     model = hooked(tiny_unet())
     noise, path = invert(model, randn(1, 4, 8, 8), SOURCE, default_sigmas(model, 3), None, 0, 0)
     path.latents[1][0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="^PatchNCEGuidance: .*not finite at sigma"):
+    with pytest.raises(ValueError, match="^PatchNCE Guidance: .*not finite at sigma"):
         edit(model, None, GuidanceWeights(0.1, 0), inverted=(noise, path))

@@ -237,7 +237,7 @@ def test_refusals_are_one_sentence(run_mask, model, inputs, said, monkeypatch):
     monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "TestThresholds", Thresholds)
     more = {"thresholds": {"class_type": "TestThresholds", "inputs": {}}}
     run = run_mask(model, **({"latent": {"samples": LATENT}, "more": more} | inputs))
-    assert not run.success and run.error.startswith("EditMask: ") and said in run.error, run.error
+    assert not run.success and run.error.startswith("Edit Mask: ") and said in run.error, run.error
     assert "\n" not in run.error.strip() and not run.error.strip().endswith("."), run.error
 
 
@@ -327,10 +327,10 @@ def test_inverted_everywhere_is_the_source(inverted):
 
 def test_what_a_mask_does_not_go_with(inverted):
     model = hooked(tiny_unet())
-    with pytest.raises(ValueError, match="^PatchNCEGuidance: the latent has a noise mask"):
+    with pytest.raises(ValueError, match="^PatchNCE Guidance: the latent has a noise mask"):
         sample(model, inverted, denoise_mask=MASK)
     area = [[EDITED[0][0], {"area": (8, 4, 0, 0), "strength": 1.0}]]
-    with pytest.raises(ValueError, match="^PatchNCEGuidance: a mask does not work together"):
+    with pytest.raises(ValueError, match="^PatchNCE Guidance: a mask does not work together"):
         sample(model, inverted, mask=MASK, positive=area)
     elsewhere = torch.cat([inverted[1].sigmas[:-1], torch.tensor([0.02])])
     with pytest.raises(ValueError, match="no latent at sigma 0.02"):

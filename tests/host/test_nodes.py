@@ -108,7 +108,7 @@ REFUSALS = {
             masked={"class_type": "SetLatentNoiseMask", "samples": ["invert", 0], "mask": ["drawn", 0]},
             sample={"latent_image": ["masked", 0]},
         ),
-        ["noise mask", "connect the mask to PatchNCEGuidance"],
+        ["noise mask", "connect the mask to PatchNCE Guidance"],
     ),
     "empty caption": (dict(direction={"caption": " "}), ["caption is empty"]),
     "no phrases": (dict(direction={"edit_from": "", "edit_to": ""}), ["from", "to", "empty"]),
@@ -121,28 +121,28 @@ REFUSALS = {
             steps={"class_type": "BasicScheduler", "model": ["model", 0], "scheduler": "normal", "steps": 3, "denoise": 1.0},
             invert={"schedule": ["flip", 0]},
         ),
-        ["DDIMInvert", "high to low"],
+        ["DDIM Invert", "high to low"],
     ),
     "no steps": (
         dict(
             steps={"class_type": "BasicScheduler", "model": ["model", 0], "scheduler": "normal", "steps": 3, "denoise": 0.0},
             invert={"schedule": ["steps", 0]},
         ),
-        ["DDIMInvert", "at least 1"],
+        ["DDIM Invert", "at least 1"],
     ),
     "other schedule": (
         dict(
             steps={"class_type": "BasicScheduler", "model": ["model", 0], "scheduler": "karras", "steps": 7, "denoise": 1.0},
             sample={"sigmas": ["steps", 0]},
         ),
-        ["sigmas output", "DDIMInvert"],
+        ["sigmas output", "DDIM Invert"],
     ),
     "other latent": (
         dict(
             other={"class_type": "EmptyLatentImage", "width": 128, "height": 64, "batch_size": 1},
             sample={"latent_image": ["other", 0]},
         ),
-        ["latent", "trajectory", "DDIMInvert"],
+        ["latent", "trajectory", "DDIM Invert"],
     ),
     "other text encoder": (
         dict(guidance={"edited": ["short", 0]}, short={"class_type": "TestValue", "key": "short"}),
@@ -165,7 +165,7 @@ def test_refusals_are_one_sentence_and_the_next_run_works(run_graph, values, cha
 def test_latents_that_are_not_finite(run_graph, values, bad):
     values["latent"]["samples"][0, 0, 0, 0] = bad
     run = run_graph(graph(), values)
-    assert not run.success and "DDIMInvert" in run.error and "NaN" in run.error
+    assert not run.success and "DDIM Invert" in run.error and "NaN" in run.error
 
 
 def test_a_model_that_is_no_unet(run_graph, values):

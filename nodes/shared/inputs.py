@@ -1,4 +1,4 @@
-"""The settings of the contrastive loss, which two nodes have."""
+"""Inputs that several nodes have."""
 
 from comfy_api.latest import io
 
@@ -24,8 +24,16 @@ def patchnce_inputs() -> list[io.Input]:
     ]  # fmt: skip
 
 
-def parse_sizes(node: str, text: str) -> tuple[int, ...]:
+def checkpointing_input(**options) -> io.Input:
+    return io.Boolean.Input(
+        "checkpointing", default=False, **options,
+        tooltip="Less memory, about 15 % more time: only the inputs of the U-Net's blocks are kept for the gradient, and the "
+        "rest is computed twice.",
+    )  # fmt: skip
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
     sizes = tuple(int(part) for part in text.replace(",", " ").split() if part.isdigit() and int(part) > 0)
     if not sizes or len(sizes) != len(text.replace(",", " ").split()):
-        raise ValueError(f'{node}: patch_sizes is "{text}"; it needs whole numbers from 1, such as "1, 2"')
+        raise ValueError(f'patch_sizes is "{text}"; it needs whole numbers from 1, such as "1, 2"')
     return sizes
