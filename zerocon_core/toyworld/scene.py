@@ -205,8 +205,8 @@ def _pattern_coverage(scene: Scene, x: NDArray[np.float64], y: NDArray[np.float6
 def _ring(corners: int, radii: tuple[float, ...]) -> NDArray[np.float64]:
     """`corners` points about the origin at the given radii in turn, the first one straight up."""
     angles = 2.0 * np.pi * np.arange(corners) / corners - np.pi / 2.0
-    lengths: NDArray[np.float64] = np.resize(radii, corners)
-    return lengths[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    points: NDArray[np.float64] = np.resize(radii, corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return points
 
 
 # Outlines for radius 1.
