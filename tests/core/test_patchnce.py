@@ -95,10 +95,9 @@ def test_drawn_places_alone_are_contrasted(direction, size):
         anchor, other = ([vectors[p] for p in places] for vectors in (edit, reference))
         return 18 * papers.info_nce(*((anchor, other) if direction == "cut" else (other, anchor)), 0.07)
 
-    found = patch_nce_loss(
-        [(edited.requires_grad_(), source)], PatchNCE(patches=4, sizes=(size,), direction=direction), generator(5)
-    )
-    assert float(found) == pytest.approx(loss(edited), rel=1e-5)
+    settings = PatchNCE(patches=4, sizes=(size,), direction=direction)
+    found = patch_nce_loss([(edited.requires_grad_(), source)], settings, generator(5))
+    assert found.item() == pytest.approx(loss(edited), rel=1e-5)
     (gradient,) = torch.autograd.grad(found.sum(), edited)
     torch.testing.assert_close(gradient.double(), papers.numerical_gradient(loss, edited), rtol=1e-3, atol=1e-4)
     assert int(gradient.any(1).sum()) == len(places) * size**2
