@@ -1,4 +1,7 @@
-"""What a model showed during one pass, and how two passes are compared."""
+"""What a model shows of itself during one pass, and how two passes are set side by side.
+
+Guidance and CDS compare an edit with its source by what the same layers show in both; how a layer is read is the caller's matter.
+"""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -8,16 +11,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Observation:
-    """What the hooked layers of the model showed during one pass, by layer."""
+    """What the read layers of a model showed during one pass. A key names a layer and is the same in every pass."""
 
     cross_attention: Mapping[Hashable, Tensor]
-    """Probabilities, each (B, heads, h, w, tokens)."""
+    """How much each position attends to each token of the prompt: probabilities (B, heads, h, w, tokens) by layer."""
     self_attention: Mapping[Hashable, Tensor]
-    """Outputs after the projection, each (B, C, h, w)."""
+    """Features: what self-attention adds to each position, (B, C, h, w) by layer."""
 
 
 def pairs(maps: Mapping[Hashable, Tensor], reference: Mapping[Hashable, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Maps of both passes, layer by layer. Raises ValueError if the passes did not show the same layers."""
+    """(map, reference) of one layer after the other, in the order of `maps`.
+
+    Raises ValueError if there is no layer, or if the two passes did not show the same ones.
+    """
     if not maps or maps.keys() != reference.keys():
-        raise ValueError(f"the edit shows {len(maps)} attention maps and the reference {len(reference)}: not comparable")
+        raise ValueError(
+            f"the edit shows {len(maps)} attention maps and the reference {len(reference)}, not comparable; read the same layers "
+            "in both passes"
+        )
     return [(maps[layer], reference[layer]) for layer in maps]

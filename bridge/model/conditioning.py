@@ -1,13 +1,11 @@
 """Text through the host's CLIP, and edit directions on the host's CONDITIONING."""
 
-from collections.abc import Iterable
-
 import comfy.model_management
 import comfy.utils
 from torch import Tensor
 
 from ...zerocon_core.language.directions import EditDirection, shift_tokens
-from ...zerocon_core.maps.words import Token
+from ...zerocon_core.maps.words import Token, spelled
 
 EMBEDDING = "embedding</w>"
 
@@ -59,11 +57,6 @@ def prompt_tokens(clip, prompt: str) -> list[Token]:
     """The tokens of a prompt of any length, with their places in the CONDITIONING that the host makes of it."""
     name, windows = next(iter(clip.tokenize(prompt).items()))  # several text encoders stand side by side, not in a row
     return text_tokens(clip, name, windows)
-
-
-def spelled(pieces: Iterable[str]) -> str:
-    """Texts of tokens as one text."""
-    return "".join(pieces).replace("</w>", " ").strip()
 
 
 def encode_caption(clip, caption: str) -> list:

@@ -228,7 +228,7 @@ REFUSALS = {
 @pytest.mark.parametrize("settings, said", REFUSALS.values(), ids=REFUSALS.keys())
 def test_refusals_of_words(preview, settings, said):
     run = of_words(preview, **settings)
-    assert not run.success and run.error.startswith("AttentionMapPreview: ")
+    assert not run.success and run.error.startswith("Attention Map Preview: ")
     assert all(part in run.error for part in said), run.error
     assert "\n" not in run.error.strip() and not run.error.strip().endswith(".")
 
@@ -242,7 +242,7 @@ HOOKS = {
 @pytest.mark.parametrize("hooks, said", [("no layers", "no cross-attention layer"), ("too small", "max_side is 2")])
 def test_refusals_of_hooks(preview, model, hooks, said):
     run = preview(hook_layers(model, HOOKS[hooks](transformer_layers(model.model.diffusion_model))))
-    assert not run.success and run.error.startswith("AttentionMapPreview: ") and said in run.error
+    assert not run.success and run.error.startswith("Attention Map Preview: ") and said in run.error
     assert "Attention Hooked U-Net" in run.error
 
 
@@ -251,7 +251,7 @@ def test_refusals_of_hooks(preview, model, hooks, said):
 )
 def test_a_token_has_to_be_one_word(preview, model, cond, said):
     run = preview(model, cond=cond)
-    assert not run.success and said in run.error and run.error.startswith("AttentionMapPreview: ")
+    assert not run.success and said in run.error and run.error.startswith("Attention Map Preview: ")
     assert preview(model, cond=conditioned(0.2, 0.8)).success
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 TEMPLATES = (
@@ -61,18 +62,20 @@ def paired_sentences(source: str, target: str, bank: Iterable[str] = TEMPLATES) 
 
 def mean_embedding(encode: Callable[[str], Embedding], sentences: Sequence[str]) -> Embedding:
     """Mean of the embeddings of `sentences`, summed in float64 so that their order does not matter."""
-    tokens = pooled = 0.0
-    for sentence in sentences:
-        sentence_tokens, sentence_pooled = encode(sentence)
-        tokens = tokens + sentence_tokens.double()
-        pooled = None if sentence_pooled is None or pooled is None else pooled + sentence_pooled.double()
-    return (tokens / len(sentences)).float(), None if pooled is None else (pooled / len(sentences)).float()
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        return (sum((value.double() for value in values), torch.zeros(())) / len(values)).float()
+
+    embeddings = [encode(sentence) for sentence in sentences]
+    pooled = [pooled for _, pooled in embeddings if pooled is not None]
+    return mean([tokens for tokens, _ in embeddings]), mean(pooled) if len(pooled) == len(embeddings) else None
 
 
 def edit_direction(encode: Callable[[str], Embedding], sources: Sequence[str], targets: Sequence[str]) -> EditDirection:
     """Delta c of pix2pix-zero: mean embedding of `targets` minus mean embedding of `sources`."""
     (source, source_pooled), (target, target_pooled) = mean_embedding(encode, sources), mean_embedding(encode, targets)
-    return EditDirection(target - source, None if target_pooled is None else target_pooled - source_pooled)
+    pooled = None if source_pooled is None or target_pooled is None else target_pooled - source_pooled
+    return EditDirection(target - source, pooled)
 
 
 def phrases(caption: str, source: str, target: str) -> tuple[str, str]:

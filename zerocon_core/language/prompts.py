@@ -187,8 +187,8 @@ def spread_prompts(gap: Gap, words: Sequence[str], count: int, encode: Callable[
     Raises ValueError if the pool is too small.
     """
     _check_size(gap, words, count)
-    found = _augmentations(gap, words, encode)
-    return [found[i] for i in at_quantiles([f.distance for f in found], count)]
+    distances = text_distances(encode, gap.caption, map(gap.filled, words)).tolist()
+    return [Augmentation(gap.filled(words[i]), words[i], distances[i]) for i in at_quantiles(distances, count)]
 
 
 def random_prompts(
@@ -196,8 +196,11 @@ def random_prompts(
 ) -> list[Augmentation]:
     """`count` random words of a pool, their distances measured if there is an `encode`. Raises ValueError if it is too small."""
     _check_size(gap, words, count)
-    drawn = torch.randperm(len(words), generator=generator)[:count].tolist()
-    return _augmentations(gap, [words[i] for i in drawn], encode)
+    drawn = [words[i] for i in torch.randperm(len(words), generator=generator)[:count].tolist()]
+    prompts = [gap.filled(word) for word in drawn]
+    if encode is None:
+        return [Augmentation(prompt, word, None) for prompt, word in zip(prompts, drawn, strict=True)]
+    return [Augmentation(*row) for row in zip(prompts, drawn, text_distances(encode, gap.caption, prompts).tolist(), strict=True)]
 
 
 def text_distances(encode: Callable[[str], Embedding], caption: str, prompts: Iterable[str]) -> Tensor:
@@ -236,12 +239,6 @@ def _check_size(gap: Gap, words: Sequence[str], count: int) -> None:
             f'{count} prompts were asked for, but there are {len(words)} words to replace "{gap.word}" with; '
             "ask for fewer, or allow another source, more meanings or a larger pool"
         )
-
-
-def _augmentations(gap: Gap, words: Sequence[str], encode: Callable[[str], Embedding] | None) -> list[Augmentation]:
-    prompts = [gap.filled(word) for word in words]
-    distances = [None] * len(words) if encode is None else text_distances(encode, gap.caption, prompts).tolist()
-    return [Augmentation(*row) for row in zip(prompts, words, distances, strict=True)]
 
 
 def _gap(found: re.Match[str]) -> Gap:

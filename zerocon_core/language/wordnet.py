@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -65,7 +66,8 @@ class WordNet:
         of its cluster of similar adjectives. Each gives its first usable word: no name, no slur, and no adjective that never
         stands before a noun. (Ours, but for the three relations.)
         """
-        close, siblings = [], []
+        close: list[str] = []
+        siblings: list[tuple[int, str]] = []
         for pos, lemma, inflect in self._listed_forms(word, "adj" if before_noun else "noun"):
             for synset in self.senses(lemma, pos)[:senses]:
                 close += map(inflect, [*_usable(synset), *self._antonyms(synset, lemma)])
@@ -116,15 +118,12 @@ class WordNet:
             data = self.files[f"data.{pos}"]
             entry, gloss = data[offset : data.index(b"\n", offset)].decode().split("|", 1)
             fields = iter(entry.split())
-            if int(next(fields)) != offset:
+            start, _lexicographer_file, _type, count = islice(fields, 4)
+            if int(start) != offset:
                 raise ValueError("no synset begins here")
-            _lexicographer_file, _type = next(fields), next(fields)
-            words = [(next(fields), next(fields))[0] for _ in range(int(next(fields), 16))]
-            pointers = [
-                Pointer(next(fields), int(next(fields)), *_word_numbers((next(fields), next(fields))[1]))
-                for _ in range(int(next(fields)))
-            ]
-            return Synset(pos, offset, tuple(word.replace("_", " ") for word in words), tuple(pointers), gloss)
+            words = tuple(_word(fields) for _ in range(int(count, 16)))
+            pointers = tuple(_pointer(fields) for _ in range(int(next(fields))))
+            return Synset(pos, offset, words, pointers, gloss)
 
     def _antonyms(self, synset: Synset, lemma: str) -> Iterator[str]:
         with self._reading(f"data.{synset.pos}"):
@@ -187,6 +186,12 @@ def _usable(synset: Synset) -> list[str]:
     return [_bare(word) for word in synset.words if not word.endswith("p)") and word.islower() and PHRASE.fullmatch(_bare(word))]
 
 
-def _word_numbers(source_target: str) -> tuple[int, int]:
-    """Two hexadecimal digits each."""
-    return int(source_target[:2], 16), int(source_target[2:], 16)
+def _word(fields: Iterator[str]) -> str:
+    word, _lexical_id = islice(fields, 2)
+    return word.replace("_", " ")
+
+
+def _pointer(fields: Iterator[str]) -> Pointer:
+    """The numbers of the two words are hexadecimal and have two digits each."""
+    symbol, offset, _pos, source_target = islice(fields, 4)
+    return Pointer(symbol, int(offset), int(source_target[:2], 16), int(source_target[2:], 16))

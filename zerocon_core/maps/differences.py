@@ -38,7 +38,7 @@ def average_difference(
     `predict` takes white noise of a latent's `shape` (B, C, H, W) to the predictions (K, B, C, H, W) at that noise. The samples
     of a batch share their noise, so each gets the map that it gets alone. `callback(draw, mean so far)` runs after each draw.
     """
-    total: Tensor | float = 0.0
+    total = torch.zeros(())
     for draw in range(draws):
         noise = torch.randn(1, *shape[1:], generator=generator).expand(shape)
         total = total + difference_map(predict(noise))

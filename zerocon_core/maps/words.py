@@ -1,21 +1,15 @@
 """Cross-attention maps as heat maps: where in the image the model sees a word of the prompt.
 
 The maps are averaged over heads and layers, all resized to one grid, as prompt-to-prompt (Hertz et al. 2022) and DAAM (Tang et
-al. 2022) look at them. Ours: one noise level instead of a whole sampling, the linear resizing, the colours.
+al. 2022) look at them. Ours: one noise level instead of a whole sampling, the linear resizing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-INFERNO = [
-    (0, 0, 4), (20, 11, 52), (57, 9, 99), (95, 19, 110), (133, 33, 107), (169, 46, 94),
-    (203, 65, 73), (230, 93, 47), (247, 132, 16), (252, 174, 18), (245, 219, 76), (252, 255, 164),
-]  # fmt: skip
-"""Matplotlib's colour map of that name (CC0) at even distances."""
 
 
 class Token(NamedTuple):
@@ -23,6 +17,33 @@ class Token(NamedTuple):
 
     position: int
     text: str
+
+
+class Word(NamedTuple):
+    """What one heat map is of: its name, and the places of its tokens in the prompt's embedding."""
+
+    name: str
+    positions: list[int]
+
+
+def spelled(pieces: Iterable[str]) -> str:
+    """The tokenizer's texts of tokens as one text."""
+    return "".join(pieces).replace("</w>", " ").strip()
+
+
+def find_words(phrases: Iterable[tuple[str, Sequence[str]]], tokens: Sequence[Token]) -> list[Word]:
+    """Words or phrases, each with its tokens' texts, among the tokens of a prompt. Raises ValueError for those that it lacks."""
+    found = [Word(name, positions_of(texts, tokens)) for name, texts in phrases]
+    if missing := [f'"{word.name}"' for word in found if not word.positions]:
+        words = dict.fromkeys(spelled(token.text for token in tokens).split())
+        raise ValueError(f"the prompt does not contain {', '.join(missing)}; choose from its words: {', '.join(words)}")
+    return found
+
+
+def name_tokens(positions: Iterable[int], tokens: Sequence[Token]) -> list[Word]:
+    """Single tokens, each named by its place and, where it is among `tokens`, by its text."""
+    texts = {token.position: spelled([token.text]) for token in tokens}
+    return [Word(f"{position} {texts.get(position, '')}".strip(), [position]) for position in positions]
 
 
 def positions_of(phrase: Sequence[str], tokens: Sequence[Token]) -> list[int]:
@@ -34,10 +55,8 @@ def positions_of(phrase: Sequence[str], tokens: Sequence[Token]) -> list[int]:
 
 def average_maps(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Mean over layers of the mean over heads. `maps` (B, heads, h, w, tokens), each resized to `size`: (B, tokens, H, W)."""
-    total: Tensor | float = 0.0
-    for probabilities in maps:
-        total = total + resize(probabilities.float().mean(1).movedim(-1, 1), size)
-    return total / len(maps)
+    resized = (resize(probabilities.float().mean(1).movedim(-1, 1), size) for probabilities in maps)
+    return sum(resized, torch.zeros(())) / len(maps)
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -45,13 +64,13 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size, mode="bilinear", antialias=True)
 
 
-def heat_of_words(maps: Tensor, words: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def heat_of_words(maps: Tensor, words: Sequence[Word]) -> tuple[Tensor, Tensor]:
     """The mean map of the tokens of each word, and the share of all attention that these tokens get together.
 
-    `maps` (B, tokens, H, W); `words` are lists of token positions. Returns (B, words, H, W) and (B, words).
+    `maps` (B, tokens, H, W). Returns (B, words, H, W) and (B, words).
     """
-    heat = torch.stack([maps[:, word].mean(1) for word in words], 1)
-    shares = torch.stack([maps[:, word].sum((1, 2, 3)) for word in words], 1)
+    heat = torch.stack([maps[:, word.positions].mean(1) for word in words], 1)
+    shares = torch.stack([maps[:, word.positions].sum((1, 2, 3)) for word in words], 1)
     return heat, shares / maps.sum((1, 2, 3)).unsqueeze(1)
 
 
@@ -59,11 +78,3 @@ def normalize(maps: Tensor) -> Tensor:
     """(M - min) / (max - min) of each map (..., H, W); a constant map becomes 0."""
     lowest, highest = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return (maps - lowest) / (highest - lowest).clamp_min(torch.finfo(maps.dtype).tiny)
-
-
-def colours(heat: Tensor) -> Tensor:
-    """Heat from 0 to 1, of any shape, as colours (..., 3) from black over red to light yellow."""
-    table = torch.tensor(INFERNO, dtype=heat.dtype, device=heat.device) / 255
-    place = heat.clamp(0, 1) * (len(table) - 1)
-    below = place.long().clamp_max(len(table) - 2)
-    return torch.lerp(table[below], table[below + 1], (place - below).unsqueeze(-1))

@@ -18,7 +18,7 @@ from ..observation import pairs
 from .patchnce import PatchNCE, patch_nce_loss
 
 Order = Literal["random", "descending"]
-Recording = Callable[[], AbstractContextManager]
+Recording = Callable[[], AbstractContextManager[object]]
 
 
 class Score(NamedTuple):

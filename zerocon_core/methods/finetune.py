@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from ..language.directions import Embedding
 from ..language.prompts import WordList, at_quantiles, gather, likely_gaps, sentence_embedding, text_distances
@@ -96,7 +97,7 @@ class Example(NamedTuple):
     """Clean latent (1, C, H, W)."""
     caption: str
     targets: Sequence[str] = ()
-    softness: Tensor | None = None
+    softness: Tensor = torch.empty(0)
     """(pairs,) of the targets."""
 
     @property
@@ -114,12 +115,21 @@ class Objective:
 
 
 class Losses(NamedTuple):
-    """Means over the batch."""
+    """Means over the batch, scalar tensors."""
 
-    total: Tensor | float
-    ldm: Tensor | float
-    dissimilarity: Tensor | float
-    preservation: Tensor | float
+    total: Tensor
+    ldm: Tensor
+    dissimilarity: Tensor
+    preservation: Tensor
+
+
+class LossValues(NamedTuple):
+    """Means over the passes of a step."""
+
+    total: float
+    ldm: float
+    dissimilarity: float
+    preservation: float
 
 
 def losses(
@@ -236,14 +246,14 @@ def training_steps(
     learning_rate: float,
     accumulation: int = 1,
     half_precision: bool = False,
-) -> Iterator[Losses]:
-    """AdamW on `parameters` and nothing else; yields the losses of each step, as floats, after the step was taken.
+) -> Iterator[LossValues]:
+    """AdamW on `parameters` and nothing else; yields the losses of each step after the step was taken.
 
     `half_precision` scales the loss so that the gradients of a float16 model do not vanish. Raises FloatingPointError before a
     step whose loss or gradient is not finite: the parameters are then those of the step before.
     """
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
-    scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=half_precision)
+    scaler = GradScaler(parameters[0].device.type, enabled=half_precision)
     for _ in range(steps):
         optimizer.zero_grad()
         parts = []
@@ -258,4 +268,4 @@ def training_steps(
             raise FloatingPointError("the gradient is not finite")
         scaler.step(optimizer)
         scaler.update()
-        yield Losses(*(sum(values) / accumulation for values in zip(*parts, strict=True)))
+        yield LossValues(*(sum(values) / accumulation for values in zip(*parts, strict=True)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..maps.differences import coverage
@@ -40,11 +41,13 @@ class GuidedStep(NamedTuple):
 
     sigma: float
     xa: float
+    """L_xa before the move; 0 where its weight is 0."""
     cut: float
-    """L_xa and L_cut before the move; 0 for one whose weight is 0."""
+    """L_cut likewise."""
     weighted_xa: float
+    """L_xa times its factor: what is descended is the sum of both."""
     weighted_cut: float
-    """Both times their factors: what is descended is the sum."""
+    """L_cut times its factor."""
     move: float
     """Length of the move as a share of the latent's."""
 
@@ -61,9 +64,11 @@ def cross_attention_loss(maps: Sequence[tuple[Tensor, Tensor]], free: Tensor | N
     """
     losses = []
     for m, reference in maps:
-        distances = (m - reference).square().sum(-1).mean(1)
+        # Unlike the square of a difference, this keeps for its gradient nothing that is not kept anyway.
+        distances = F.mse_loss(m, reference, reduction="none").sum(-1).mean(1)
         if free is not None:
-            distances = distances * (coverage(free, distances.shape[-2:]) < 0.5)
+            height, width = distances.shape[-2:]
+            distances = distances * (coverage(free, (height, width)) < 0.5)
         losses.append(distances.sum((1, 2)))
     return torch.stack(losses).sum(0)
 
@@ -83,13 +88,31 @@ class Guidance:
         self.weights = weights
         self.generator = generator
         self.free = free if free is not None and free.any() else None
-        self.cut_weight: Tensor | float | None = None if weights.measures_scale else weights.lambda_cut
         self.history: list[GuidedStep] = []
+        self.cut_weight = torch.tensor(weights.lambda_cut, dtype=torch.float64)
+        """The factor on L_cut: a scalar, with relative weights one a sample from the first step on."""
 
-    def losses(self, edited: Observation, reference: Observation) -> tuple[Tensor | float, Tensor | float]:
-        """(L_xa, L_cut), each (B,), or 0 where the weight is 0."""
+    def shift(self, observe: Callable[[Tensor], Observation], x: Tensor, sigma: Tensor, reference: Observation) -> Tensor:
+        """The move of x (B, C, ...): -(lambda_xa grad L_xa + lambda_cut grad L_cut), a step in the papers' space.
+
+        `observe` runs the model and lets gradients through; call this where autograd records. Raises ValueError for a gradient
+        that is not finite.
+        """
+        if not (self.weights.lambda_xa or self.weights.lambda_cut):
+            return torch.zeros_like(x)
+        x = x.detach().clone().requires_grad_(True)
+        xa, cut = self.losses(observe(x), reference, x)
+        gradient = self.gradient(xa, cut, x)
+        if not torch.isfinite(gradient).all():
+            raise ValueError(f"the guidance gradient is not finite at sigma {float(sigma):.4g}; load the model in float32")
+        move = -self.noising.gradient_scale(sigma) * gradient
+        self.note(sigma, xa.detach(), cut.detach(), lengths(move) / lengths(x.detach()))
+        return move
+
+    def losses(self, edited: Observation, reference: Observation, x: Tensor) -> tuple[Tensor, Tensor]:
+        """L_xa and L_cut of x, each (B,). One whose weight is 0 is not computed and counts as 0."""
         w = self.weights
-        xa = cut = 0.0
+        xa = cut = x.new_zeros(len(x))
         if w.lambda_xa:
             xa = cross_attention_loss(pairs(edited.cross_attention, reference.cross_attention), self.free)
         if w.lambda_cut:
@@ -97,36 +120,32 @@ class Guidance:
             cut = patch_nce_loss(maps, w.patchnce, self.generator, self.free)
         return xa, cut
 
-    def shift(self, observe: Callable[[Tensor], Observation], x: Tensor, sigma: Tensor, reference: Observation) -> Tensor:
-        """The move of x (B, C, H, W): -(lambda_xa grad L_xa + lambda_cut grad L_cut), a step in the papers' space.
-
-        `observe` runs the model and lets gradients through; call this where autograd records. Raises ValueError for a gradient
-        that is not finite.
-        """
+    def gradient(self, xa: Tensor, cut: Tensor, x: Tensor) -> Tensor:
+        """Of lambda_xa L_xa + lambda_cut L_cut to x. With relative weights the first step fixes the factor on L_cut."""
         w = self.weights
-        if not (w.lambda_xa or w.lambda_cut):
-            return torch.zeros_like(x)
-        x = x.detach().clone().requires_grad_(True)
-        xa, cut = self.losses(observe(x), reference)
-        if self.cut_weight is None:
+        if w.measures_scale and not self.history:
             (xa_gradient,) = torch.autograd.grad(xa.sum(), x, retain_graph=True)
             (cut_gradient,) = torch.autograd.grad(cut.sum(), x)
-            ratio = lengths(xa_gradient) / lengths(cut_gradient).clamp_min(1e-12)
-            self.cut_weight = w.lambda_cut * w.lambda_xa * ratio
-            gradient = w.lambda_xa * xa_gradient + per_sample(self.cut_weight, x) * cut_gradient
-        else:
-            (gradient,) = torch.autograd.grad((w.lambda_xa * xa + self.cut_weight * cut).sum(), x)
-        if not torch.isfinite(gradient).all():
-            raise ValueError(f"the guidance gradient is not finite at sigma {float(sigma):.4g}; load the model in float32")
-        move = -self.noising.gradient_scale(sigma) * gradient
-        self.history.append(self.step(sigma, xa, cut, lengths(move) / lengths(x.detach())))
-        return move
+            self.cut_weight = w.lambda_cut * w.lambda_xa * (lengths(xa_gradient) / lengths(cut_gradient).clamp_min(1e-12))
+            return w.lambda_xa * xa_gradient + per_sample(self.cut_weight, x) * cut_gradient
+        (gradient,) = torch.autograd.grad((w.lambda_xa * xa + self.cut_weight * cut).sum(), x)
+        return gradient
 
-    def step(self, sigma: Tensor, xa: Tensor | float, cut: Tensor | float, move: Tensor) -> GuidedStep:
-        values = sigma, xa, cut, self.weights.lambda_xa * xa, self.cut_weight * cut, move
-        return GuidedStep(*(float(torch.as_tensor(value).detach().mean()) for value in values))
+    def note(self, sigma: Tensor, xa: Tensor, cut: Tensor, move: Tensor) -> None:
+        """The step's entry in `history`."""
+        self.history.append(
+            GuidedStep(
+                sigma=float(sigma),
+                xa=float(xa.mean()),
+                cut=float(cut.mean()),
+                weighted_xa=float((self.weights.lambda_xa * xa).mean()),
+                weighted_cut=float((self.cut_weight * cut).mean()),
+                move=float(move.mean()),
+            )
+        )
 
 
 def lengths(batch: Tensor) -> Tensor:
     """Euclidean length of each sample (B,)."""
-    return batch.flatten(1).norm(dim=1)
+    length: Tensor = torch.linalg.vector_norm(batch.flatten(1), dim=1)
+    return length

@@ -71,6 +71,19 @@ def regularize_noise(eps: Tensor, options: NoiseRegularization, generator: torch
     return eps
 
 
+def regularizer(
+    noising: Noising, options: NoiseRegularization | None, generator: torch.Generator | None
+) -> Callable[[Tensor], Tensor]:
+    """`regularize_noise` with these options; without any, what leaves the slope as it is. Raises ValueError as `ddim_invert`."""
+    if options is None:
+        return lambda slope: slope
+    if noising.flow:
+        raise ValueError("the velocity of a flow is no noise to regularise; set both weights to 0, or invert with refinements")
+    if generator is None:
+        raise ValueError("noise regularisation draws random shifts: pass a generator")
+    return lambda eps: regularize_noise(eps, options, generator)
+
+
 def ddim_invert(
     noising: Noising,
     denoise: Denoiser,
@@ -93,22 +106,16 @@ def ddim_invert(
     `regularization` draws from `generator`. `callback(step, denoised, x)` runs after each step. Raises ValueError for a schedule
     without a step, and for a regularisation of a flow, whose slope is no noise.
     """
-    if regularization is not None and noising.flow:
-        raise ValueError("the velocity of a flow is no noise to regularise; set both weights to 0, or invert with refinements")
-    if regularization is not None and generator is None:
-        raise ValueError("noise regularisation draws random shifts: pass a generator")
     if len(sigmas) < 2:
         raise ValueError(f"an inversion needs at least 2 noise levels, got {len(sigmas)}")
+    regularize = regularizer(noising, regularization, generator)
     ascending = sigmas.flip(0)
     latents, x = [latent], latent
     for step, (sigma, sigma_next) in enumerate(zip(ascending[:-1], ascending[1:], strict=True)):
         x_next = noising.same_vp_point(x, sigma, sigma_next)
         for _ in range(1 + refinements):
             denoised = denoise(x_next, sigma_next)
-            slope = noising.slope(x_next, sigma_next, denoised)
-            if regularization is not None:
-                slope = regularize_noise(slope, regularization, generator)
-            x_next = x + (sigma_next - sigma) * slope
+            x_next = x + (sigma_next - sigma) * regularize(noising.slope(x_next, sigma_next, denoised))
         x = x_next
         latents.append(x)
         if callback is not None:

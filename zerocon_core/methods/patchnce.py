@@ -4,13 +4,13 @@ CDS (Nam et al. 2024) and pix2pix-zeroCon (Si et al. 2025) take the self-attenti
 network is trained for the loss.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ..maps.differences import coverage
@@ -20,6 +20,8 @@ Direction = Literal["cds", "cut"]
 PAPER_TERMS = 18
 """Terms in CDS's sum on SD1.x, 9 layers x 2 patch sizes. We scale the mean over terms by it, so that a weight keeps its meaning
 on models with another number of layers (ours)."""
+NO_NEGATIVE = -10.0
+"""Similarity of what is no negative (CUT's constant): cosines are at least -1, so exp(-10 / tau) is nothing beside them."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def patch_nce(anchor: Tensor, other: Tensor, temperature: float, held: Tensor | 
     similarity = anchor @ other.transpose(1, 2)
     positive = similarity.diagonal(dim1=1, dim2=2)
     own_place = torch.eye(similarity.shape[1], dtype=torch.bool, device=similarity.device)
-    negatives = similarity.masked_fill(own_place, -10.0)
+    negatives = similarity.masked_fill(own_place, NO_NEGATIVE)
     if held is not None:
         negatives = negatives.masked_fill(~held.unsqueeze(1), -torch.inf)
     logits = torch.cat([positive.unsqueeze(-1), negatives], -1) / temperature
@@ -50,9 +52,9 @@ def patch_nce(anchor: Tensor, other: Tensor, temperature: float, held: Tensor | 
     return losses.mean(1) if held is None else (losses * held).sum(1) / held.sum(1).clamp_min(1)
 
 
-def draw_patches(count: int, limit: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Indices of at most `limit` of `count` places, without repetition. Drawn on the CPU: the same on every device."""
-    return order_places(count, limit, generator)[:limit].to(device)
+def draw_patches(count: int, limit: int, generator: torch.Generator) -> Tensor:
+    """Indices of at most `limit` of `count` places, without repetition. Drawn on the CPU: the same for every device."""
+    return order_places(count, limit, generator)[:limit]
 
 
 def draw_held_patches(held: Tensor, limit: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -71,6 +73,59 @@ def order_places(count: int, limit: int, generator: torch.Generator) -> Tensor:
     return torch.arange(count) if count <= limit else torch.randperm(count, generator=generator)
 
 
+class Squares(NamedTuple):
+    """What one layer shows inside the drawn squares of one size."""
+
+    values: Tensor
+    """Of the edited and of the source map, position by position, (2, B, C, size^2, P)."""
+    held: Tensor | None
+    """Which of them count, (B, P); None: all."""
+
+
+def draw_squares(
+    edited: Tensor, source: Tensor, size: int, limit: int, generator: torch.Generator, free: Tensor | None
+) -> Squares:
+    """At most `limit` of the `size` x `size` squares of two maps (B, C, h, w), with the values of these alone."""
+    height, width = edited.shape[-2:]
+    held = None
+    if free is None:
+        places = draw_patches((height // size) * (width // size), limit, generator).unsqueeze(0)
+    else:
+        kept = F.avg_pool2d(coverage(free, (height, width)), size).flatten(1) < 0.5
+        places, held = draw_held_patches(kept, limit, generator)
+    positions = square_positions(places, size, width).to(edited.device)
+    return Squares(torch.stack([read_positions(edited, positions), read_positions(source, positions)]), held)
+
+
+def square_positions(places: Tensor, size: int, width: int) -> Tensor:
+    """Positions (B, size^2, P) of what squares number `places` (B, P) of a map hold; all are counted row by row."""
+    across = width // size
+    corners = places // across * (size * width) + places % across * size
+    steps = torch.arange(size, device=places.device)
+    return corners.unsqueeze(1) + (steps.unsqueeze(1) * width + steps).view(-1, 1)
+
+
+def read_positions(maps: Tensor, positions: Tensor) -> Tensor:
+    """Values of maps (B, C, h, w) at positions (B or 1, n, P) of each sample: (B, C, n, P)."""
+    flat = maps.flatten(2)
+    places = positions.flatten(1).unsqueeze(1).expand(len(flat), flat.shape[1], -1)
+    return flat.gather(2, places).view(*flat.shape[:2], *positions.shape[1:])
+
+
+def unit_patches(squares: Tensor) -> Tensor:
+    """Mean vectors of squares (..., C, size^2, P), each of length 1: (..., P, C), in float32."""
+    return F.normalize(squares.float().mean(-2), dim=-2).transpose(-1, -2).contiguous()
+
+
+def squares_nce(alike: Sequence[Squares], settings: PatchNCE) -> Tensor:
+    """PatchNCE of squares of one shape, in one go: (layers, B)."""
+    edited, source = unit_patches(torch.cat([squares.values for squares in alike], 1)).unbind()
+    held = [squares.held for squares in alike if squares.held is not None]
+    anchor, other = (edited, source) if settings.direction == "cut" else (source, edited)
+    losses = patch_nce(anchor, other, settings.temperature, torch.cat(held) if held else None)
+    return losses.view(len(alike), -1)
+
+
 def patch_nce_loss(
     features: Sequence[tuple[Tensor, Tensor]], settings: PatchNCE, generator: torch.Generator, free: Tensor | None = None
 ) -> Tensor:
@@ -81,26 +136,18 @@ def patch_nce_loss(
     patch is the anchor, with "cut" the edited patch is. `free` (B, H, W), a mask of any size, leaves out the patches that it
     covers by half or more (ours): contrast outside, freedom inside. Raises ValueError when there is nothing to compare.
     """
-    terms = []
-    for edited, source in features:
-        source = source.detach()
-        for size in settings.sizes:
-            if min(edited.shape[-2:]) < size:
-                continue
-            edited_patches, source_patches = (
-                F.normalize(rearrange(F.avg_pool2d(maps.float(), size), "b c h w -> b (h w) c"), dim=-1)
-                for maps in (edited, source)
-            )
-            held = None
-            if free is None:
-                places = draw_patches(edited_patches.shape[1], settings.patches, generator, edited.device)
-            else:
-                covered = F.avg_pool2d(coverage(free, edited.shape[-2:]), size)
-                places, held = draw_held_patches(covered.flatten(1) < 0.5, settings.patches, generator)
-            samples = torch.arange(len(edited), device=edited.device).unsqueeze(1)
-            pair = edited_patches[samples, places], source_patches[samples, places]
-            anchor, other = pair if settings.direction == "cut" else pair[::-1]
-            terms.append(patch_nce(anchor, other, settings.temperature, held))
-    if not terms:
+    drawn = [
+        draw_squares(edited, source.detach(), size, settings.patches, generator, free)
+        for edited, source in features
+        for size in settings.sizes
+        if min(edited.shape[-2:]) >= size
+    ]
+    if not drawn:
         raise ValueError(f"no feature map is at least {min(settings.sizes)} patches wide: nothing to contrast")
-    return torch.stack(terms).sum(0) * (PAPER_TERMS / len(terms))
+    alike: dict[torch.Size, list[int]] = defaultdict(list)
+    for number, squares in enumerate(drawn):
+        alike[squares.values.shape].append(number)
+    losses: dict[int, Tensor] = {}
+    for numbers in alike.values():
+        losses |= zip(numbers, squares_nce([drawn[number] for number in numbers], settings), strict=True)
+    return torch.stack([losses[number] for number in range(len(drawn))]).sum(0) * (PAPER_TERMS / len(drawn))
