@@ -2,9 +2,10 @@ import logging
 
 from comfy_api.latest import io
 
-from ..bridge.files import direction_names, load_direction, save_direction
+from ..bridge.files.directions import direction_names, load_direction, save_direction
 from ..bridge.model.conditioning import SentenceEncoder, encode_caption, shift_conditioning
 from ..zerocon_core.language.directions import TEMPLATES, edit_direction, paired_sentences, phrases
+from .shared.refusals import refusing
 from .shared.schema import search_aliases
 from .shared.types import Direction
 
@@ -55,22 +56,20 @@ class EditDirection(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(cls, clip, caption, edit_from, edit_to, bank, strength, direction=None) -> io.NodeOutput:
         if not caption.strip():
-            raise ValueError("EditDirection: the caption is empty; connect Auto Caption or write what the image shows")
+            raise ValueError("the caption is empty; connect Auto Caption or write what the image shows")
         encoder = SentenceEncoder(clip)
         if direction is None:
-            try:
-                source_phrase, target_phrase = phrases(caption, edit_from, edit_to)
-                pairs = paired_sentences(source_phrase, target_phrase, bank.splitlines() if bank.strip() else TEMPLATES)
-            except ValueError as error:
-                raise ValueError(f"EditDirection: {error}") from None
+            source_phrase, target_phrase = phrases(caption, edit_from, edit_to)
+            pairs = paired_sentences(source_phrase, target_phrase, bank.splitlines() if bank.strip() else TEMPLATES)
             encoder.expect(sum(map(len, pairs)))
             direction = edit_direction(encoder, *pairs)
         source = encode_caption(clip, caption)
         edited = shift_conditioning(source, direction, strength)
         for text in encoder.cut:
-            log.warning('EditDirection: a sentence is longer than the text encoder reads; cut off: "%s"', text)
+            log.warning('Edit Direction: a sentence is longer than the text encoder reads; cut off: "%s"', text)
         return io.NodeOutput(source, edited, direction)
 
 
@@ -92,6 +91,7 @@ class SaveEditDirection(io.ComfyNode):
         )
 
     @classmethod
+    @refusing
     def execute(cls, direction, filename_prefix) -> io.NodeOutput:
         return io.NodeOutput(ui={"text": [save_direction(direction, filename_prefix)]})
 
@@ -112,5 +112,6 @@ class LoadEditDirection(io.ComfyNode):
         )
 
     @classmethod
+    @refusing
     def execute(cls, name) -> io.NodeOutput:
         return io.NodeOutput(load_direction(name))

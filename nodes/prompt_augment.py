@@ -4,7 +4,9 @@ import re
 import torch
 from comfy_api.latest import io, ui
 
-from ..bridge.files import OFF, fill_mask_names, wordnet_names
+from ..bridge.files.folders import OFF
+from ..bridge.files.networks import fill_mask_names
+from ..bridge.files.wordnet import wordnet_names
 from ..bridge.model.conditioning import SentenceEncoder
 from ..bridge.networks.words import expected_words, related_words
 from ..zerocon_core.language.prompts import (
@@ -18,6 +20,7 @@ from ..zerocon_core.language.prompts import (
     random_prompts,
     spread_prompts,
 )
+from .shared.refusals import refusing
 from .shared.schema import search_aliases
 
 log = logging.getLogger(__name__)
@@ -94,33 +97,31 @@ class PromptAugment(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(
         cls, caption, word, count, selection, wordnet, senses, bert, words, toy_words, pool, include_caption, seed, clip=None
     ) -> io.NodeOutput:  # fmt: skip
         caption, word = caption.strip(), word.strip()
         if not caption:
-            raise ValueError("PromptAugment: the caption is empty; connect Auto Caption or write what the image shows")
+            raise ValueError("the caption is empty; connect Auto Caption or write what the image shows")
         if selection == SOFT and clip is None:
-            raise ValueError("PromptAugment: soft selection measures with a CLIP; connect that of your model, or choose random")
+            raise ValueError("soft selection measures with a CLIP; connect that of your model, or choose random")
         encoder = None if clip is None else SentenceEncoder(clip)
         generator = torch.Generator().manual_seed(seed)
-        try:
-            sources = _word_sources(words, toy_words, wordnet, senses, bert)
-            if word:
-                gap = gap_at(caption, word)
-                candidates = gather(gap, sources, pool)
-            else:
-                gap, candidates = choose_gap(caption, sources, count, pool, generator)
-            if encoder is not None:
-                encoder.expect(1 + (len(candidates) if selection == SOFT else count))
-            if selection == SOFT:
-                found = spread_prompts(gap, candidates, count, encoder)
-            else:
-                found = random_prompts(gap, candidates, count, generator, encoder)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"PromptAugment: {str(error).removeprefix('PromptAugment: ')}") from error
+        sources = _word_sources(words, toy_words, wordnet, senses, bert)
+        if word:
+            gap = gap_at(caption, word)
+            candidates = gather(gap, sources, pool)
+        else:
+            gap, candidates = choose_gap(caption, sources, count, pool, generator)
+        if encoder is not None:
+            encoder.expect(1 + (len(candidates) if selection == SOFT else count))
+        if selection == SOFT:
+            found = spread_prompts(gap, candidates, count, encoder)
+        else:
+            found = random_prompts(gap, candidates, count, generator, encoder)
         if encoder is not None and encoder.cut:
-            log.warning('PromptAugment: the caption is longer than the text encoder reads; cut off: "%s"', encoder.cut[0])
+            log.warning('Prompt Augment: the caption is longer than the text encoder reads; cut off: "%s"', encoder.cut[0])
         if include_caption:
             found = [Augmentation(caption, gap.word, None if clip is None else 0.0), *found]
         table = "\n".join(map(_line, found))

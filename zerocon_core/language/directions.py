@@ -87,7 +87,7 @@ def phrases(caption: str, source: str, target: str) -> tuple[str, str]:
     if target:
         source = source or caption
         if not source:
-            raise ValueError('"from" and the caption are both empty; connect AutoCaption or write what the image shows')
+            raise ValueError('"from" and the caption are both empty; write what the image shows')
     else:
         found = re.search(rf"(?<!\w){re.escape(source)}(?!\w)", caption, re.IGNORECASE)
         if found is None:
