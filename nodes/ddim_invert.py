@@ -1,5 +1,3 @@
-import logging
-
 import torch
 from comfy_api.latest import io
 
@@ -8,11 +6,9 @@ from ..bridge.model.noising import is_flow
 from ..bridge.status import say
 from ..zerocon_core.methods.inversion import NoiseRegularization
 from .shared.checks import check_latent
-from .shared.refusals import refusing
+from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 from .shared.types import Trajectory
-
-log = logging.getLogger(__name__)
 
 
 class DDIMInvert(io.ComfyNode):
@@ -92,9 +88,10 @@ class DDIMInvert(io.ComfyNode):
         samples = image_latent["samples"]
         check_latent(samples)
         if "noise_mask" in image_latent:
-            log.warning(
-                "DDIM Invert: the noise mask of the latent is dropped, because the whole image is inverted; connect the mask to "
-                "PatchNCE Guidance"
+            warn(
+                cls,
+                "the noise mask of the latent is dropped, because the whole image is inverted; connect the mask to PatchNCE "
+                "Guidance",
             )
         regularization = None
         if lambda_ac > 0 or lambda_kl > 0:
