@@ -12,7 +12,7 @@ def say(node_id: str, text: str) -> None:
     PromptServer.instance.send_progress_text(text, node_id)
 
 
-def announce(node: str, node_id: str, text: str) -> None:
+def announce(node_id: str, text: str) -> None:
     """Show `text` on the node and in the log, where it stays."""
-    log.info("%s: %s", node, text)
+    log.info("ZeroCon: %s", text)
     say(node_id, text)

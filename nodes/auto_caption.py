@@ -1,8 +1,9 @@
 import torch
 from comfy_api.latest import io
 
-from ..bridge.files import captioner_names
+from ..bridge.files.networks import captioner_names
 from ..bridge.networks.captioner import caption
+from .shared.refusals import refusing
 from .shared.schema import search_aliases
 
 
@@ -35,8 +36,9 @@ class AutoCaption(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(cls, image, captioner, prefix) -> io.NodeOutput:
         if not torch.isfinite(image).all():
-            raise ValueError("AutoCaption: the image holds NaN or infinite values; check the node that made it")
+            raise ValueError("the image holds NaN or infinite values; check the node that made it")
         captions = caption(image, captioner, prefix)
         return io.NodeOutput(captions, ui={"text": captions})

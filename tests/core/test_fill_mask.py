@@ -47,20 +47,6 @@ def test_a_gap_behind_what_the_model_reads_is_an_error(bert):
         ranked_words(*bert, gap_at("a cat " * 8 + "red hat", "red"))
 
 
-def test_a_missing_folder_is_an_error(tmp_path):
-    with pytest.raises(OSError, match=r"holds no BERT model: config\.json is missing"):
-        load_fill_mask(tmp_path)
-
-
-def test_a_damaged_folder_is_an_error(folder, tmp_path):
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(OSError, match="cannot be read"):
-        load_fill_mask(tmp_path)
-
-
 def test_a_vocabulary_without_word_pieces_is_an_error(folder, tmp_path):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes().replace(b"##", b"--"))

@@ -59,4 +59,4 @@ def test_an_edit_that_fails_is_reported_and_tried_again(client, options, capsys)
     options.methods, options.limit, options.side = ["ddim"], 1, 8  # smaller than SSIM's window
     assert run(client, options) == 1
     said = capsys.readouterr().err
-    assert "000000000000 ddim FAILED: EditMetrics: SSIM needs" in said and "1 edits failed" in said
+    assert "000000000000 ddim FAILED: Edit Metrics: SSIM needs" in said and "1 edits failed" in said

@@ -3,31 +3,28 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BertForMaskedLM, BertTokenizer
 
+from ..pretrained import load_network, load_tokenizer
 from .prompts import Gap
 
 CONTINUATION = "##"
 """Begins the pieces of BERT's vocabulary that continue a word."""
+UNUSED = ("bert.pooler.", "cls.seq_relationship.")
+"""Published BERTs hold what guesses whether two sentences belong together."""
 
 
-def load_fill_mask(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (float32, on the CPU) and tokenizer from a local `folder`. Raises OSError if that holds no BERT."""
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise OSError(f"{folder} holds no BERT model: config.json is missing")
-    try:
-        model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise OSError(f"the BERT model in {folder} cannot be read: {error}") from error
+def load_fill_mask(folder: str | Path) -> tuple[BertForMaskedLM, BertTokenizer]:
+    """Model (float32, on the CPU) and tokenizer from a local `folder`. Raises OSError if that holds no whole BERT."""
+    model = load_network(BertForMaskedLM, folder, "BERT model", UNUSED)
+    tokenizer = load_tokenizer(BertTokenizer, folder, "BERT model", model)
     if tokenizer.mask_token is None or not any(piece.startswith(CONTINUATION) for piece in tokenizer.get_vocab()):
         raise OSError(f"{folder} holds another kind of model than BERT: its vocabulary has no mask or no word pieces")
-    return model.float().eval(), tokenizer
+    return model, tokenizer
 
 
 @torch.no_grad()
-def ranked_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gap: Gap) -> list[str]:
+def ranked_words(model: BertForMaskedLM, tokenizer: BertTokenizer, gap: Gap) -> list[str]:
     """The vocabulary's whole words of two letters and more, the likeliest in the gap first."""
     inputs = tokenizer(f"{gap.before}{tokenizer.mask_token}{gap.after}", truncation=True, return_tensors="pt").to(model.device)
     places = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero()
