@@ -1,5 +1,3 @@
-import re
-
 from comfy_api.latest import io, ui
 from torch import Tensor
 
@@ -8,6 +6,7 @@ from ..bridge.model.attention import hooked_layers
 from ..bridge.model.conditioning import prompt_tokens
 from ..bridge.model.facts import HookedLayers, all_cross_attention, pixels_per_position
 from ..zerocon_core.drawing import heat_grids
+from ..zerocon_core.language.text import listed
 from ..zerocon_core.maps.words import Token, Word, find_words, heat_of_words, name_tokens, normalize, resize
 from .shared.checks import check_latent
 from .shared.refusals import refusing
@@ -111,7 +110,7 @@ def check(model, samples: Tensor, layers: HookedLayers, image: Tensor | None) ->
 
 def words_of(prompted: list[Token], words: str, clip) -> list[Word]:
     """The words and phrases of a comma-separated list among the tokens of the prompt."""
-    phrases = list(filter(None, (" ".join(phrase.split()) for phrase in re.split(r"[,\n]", words))))
+    phrases = listed(words)
     if phrases and not prompted:
         raise ValueError(
             f'"{", ".join(phrases)}" cannot be found in the conditioning, which holds no words; connect the CLIP and write the '

@@ -1,5 +1,3 @@
-import logging
-
 import torch
 from comfy_api.latest import io
 
@@ -11,10 +9,8 @@ from ..zerocon_core.methods.cds import PAPER_STEP_SIZE, CDSWeights, authors_step
 from ..zerocon_core.methods.patchnce import PatchNCE
 from .shared.checks import check_latent, item_by_item, same_text
 from .shared.inputs import checkpointing_input, parse_sizes, patchnce_inputs
-from .shared.refusals import refusing
+from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
-
-log = logging.getLogger(__name__)
 
 
 class CDSOptimize(io.ComfyNode):
@@ -28,6 +24,7 @@ class CDSOptimize(io.ComfyNode):
             description="Edits a latent by Contrastive Denoising Score: moves it along the difference of two prompts while its "
             "patches stay those of the source. No inversion. With w_cut 0 it is Delta Denoising Score.",
             is_input_list=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -115,7 +112,7 @@ class CDSOptimize(io.ComfyNode):
             )
         mask = mask_for(samples, [m for m in (mask, image_latent.get("noise_mask")) if m is not None])
         if mask is not None and not mask.any():
-            log.warning("CDS Optimize: the mask is 0 everywhere, so nothing was edited")
+            warn(cls, "the mask is 0 everywhere, so nothing was edited")
             return io.NodeOutput([image_latent] * len(target), [{"loss": [0.0] * steps}] * len(target))
 
         if step_rule == "authors":

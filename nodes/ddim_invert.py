@@ -1,17 +1,14 @@
-import logging
-
 import torch
 from comfy_api.latest import io
 
 from ..bridge.loops.inversion import default_sigmas, invert
 from ..bridge.model.noising import is_flow
+from ..bridge.status import say
 from ..zerocon_core.methods.inversion import NoiseRegularization
 from .shared.checks import check_latent
-from .shared.refusals import refusing
+from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 from .shared.types import Trajectory
-
-log = logging.getLogger(__name__)
 
 
 class DDIMInvert(io.ComfyNode):
@@ -23,6 +20,7 @@ class DDIMInvert(io.ComfyNode):
             category="ZeroCon",
             **search_aliases("inversion", "unsample", "image to noise"),
             description="Finds the noise that the model turns back into the image, and the way there.",
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to invert with: the one that will edit."),
                 io.Latent.Input("image_latent", tooltip="The encoded source image."),
@@ -30,7 +28,7 @@ class DDIMInvert(io.ComfyNode):
                 io.Sigmas.Input(
                     "schedule",
                     optional=True,
-                    tooltip="Noise levels from a scheduler node. Without it, ddim_uniform with the number of steps below.",
+                    tooltip="Noise levels from a scheduler node. Without it, as many steps as below, from pure noise on.",
                 ),
                 io.Int.Input(
                     "steps", default=50, min=1, max=1000, tooltip="Steps of the inversion. Not used with a schedule connected."
@@ -90,13 +88,16 @@ class DDIMInvert(io.ComfyNode):
         samples = image_latent["samples"]
         check_latent(samples)
         if "noise_mask" in image_latent:
-            log.warning(
-                "DDIM Invert: the noise mask of the latent is dropped, because the whole image is inverted; connect the mask to "
-                "PatchNCE Guidance"
+            warn(
+                cls,
+                "the noise mask of the latent is dropped, because the whole image is inverted; connect the mask to PatchNCE "
+                "Guidance",
             )
         regularization = None
         if lambda_ac > 0 or lambda_kl > 0:
             regularization = NoiseRegularization(lambda_ac, lambda_kl, regularization_steps, rolls)
+        sampling = model.get_model_object("model_sampling")
+        say(cls.hidden.unique_id, f"inverting to sigma {float(sigmas[0]):.4g} of {float(sampling.sigma_max):.4g}")
         noise, trajectory = invert(model, samples, conditioning, sigmas, regularization, refinements, seed)
         if not torch.isfinite(noise).all():
             raise ValueError(

@@ -1,15 +1,12 @@
-import logging
-
 from comfy_api.latest import io
 
 from ..bridge.files.directions import direction_names, load_direction, save_direction
 from ..bridge.model.conditioning import SentenceEncoder, encode_caption, shift_conditioning
 from ..zerocon_core.language.directions import TEMPLATES, edit_direction, paired_sentences, phrases
-from .shared.refusals import refusing
+from ..zerocon_core.language.text import find_phrase
+from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 from .shared.types import Direction
-
-log = logging.getLogger(__name__)
 
 
 class EditDirection(io.ComfyNode):
@@ -21,6 +18,7 @@ class EditDirection(io.ComfyNode):
             category="ZeroCon",
             **search_aliases("pix2pix-zero", "prompt difference", "translate image"),
             description="Finds the direction of an edit in the text encoder's space from a caption and two phrases.",
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model that edits."),
                 io.String.Input("caption", multiline=True, tooltip="What the source image shows, by hand or from Auto Caption."),
@@ -66,10 +64,14 @@ class EditDirection(io.ComfyNode):
             pairs = paired_sentences(source_phrase, target_phrase, bank.splitlines() if bank.strip() else TEMPLATES)
             encoder.expect(sum(map(len, pairs)))
             direction = edit_direction(encoder, *pairs)
+            if edit_from.strip() and find_phrase(caption, edit_from.strip()) is None:
+                warn(cls, f'the caption "{caption}" does not contain "{edit_from}"; the edit may miss what it is meant for')
+        if not direction.tokens.any():
+            warn(cls, "the direction is zero, so nothing will change: the text encoder sees no difference between the phrases")
         source = encode_caption(clip, caption)
         edited = shift_conditioning(source, direction, strength)
         for text in encoder.cut:
-            log.warning('Edit Direction: a sentence is longer than the text encoder reads; cut off: "%s"', text)
+            warn(cls, f'a sentence is longer than the text encoder reads; cut off: "{text}"')
         return io.NodeOutput(source, edited, direction)
 
 

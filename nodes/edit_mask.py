@@ -1,5 +1,3 @@
-import logging
-
 import torch
 from comfy_api.latest import io
 
@@ -8,10 +6,8 @@ from ..bridge.model.facts import pixels_per_position
 from ..bridge.status import say
 from ..zerocon_core.maps.differences import edit_mask, heat_map
 from .shared.checks import check_latent, same_text, single_but
-from .shared.refusals import refusing
+from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
-
-log = logging.getLogger(__name__)
 
 FEW, MOST = 0.005, 0.95
 """Shares of the image below and above which a mask is hardly meant."""
@@ -96,7 +92,7 @@ class EditMask(io.ComfyNode):
         except ValueError as error:
             raise ValueError(f"{error}; use prompts that say different things about the image") from error
         mask = edit_mask(heat, threshold)
-        say(cls.hidden.unique_id, summary(mask, threshold))
+        tell_coverage(cls, mask, threshold)
         scale = pixels_per_position(model)
         # Squares, not a blur: resized to the latent again, as samplers do, the mask is what it was.
         mask, heat = (maps.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for maps in (mask, heat))
@@ -116,13 +112,13 @@ def check(samples: torch.Tensor, conditionings: list) -> None:
         )
 
 
-def summary(mask: torch.Tensor, threshold: float) -> str:
-    """The share of the image that the mask covers, with a warning that also goes to the log if that is hardly meant."""
+def tell_coverage(cls: type[io.ComfyNode], mask: torch.Tensor, threshold: float) -> None:
+    """Shows the share of each image that the mask covers; as a warning if that is hardly meant."""
     shares = mask.mean((1, 2))
     text = "mask: " + ", ".join(f"{share:.1%}" for share in shares.tolist()) + " of the image"
-    if not (shares < FEW).any() and not (shares > MOST).any():
-        return text
-    advice = "lower" if (shares < FEW).any() else "raise"
-    warning = f"{text}; {advice} threshold ({threshold:g}), or compare prompts that differ in one thing"
-    log.warning("Edit Mask: %s", warning)
-    return warning
+    few, most = bool((shares < FEW).any()), bool((shares > MOST).any())
+    if few or most:
+        advice = "lower" if few else "raise"
+        warn(cls, f"{text}; {advice} threshold ({threshold:g}), or compare prompts that differ in one thing")
+    else:
+        say(cls.hidden.unique_id, text)

@@ -5,7 +5,7 @@ from ..bridge.model.attention import hooked_layers
 from ..zerocon_core.methods.guidance import GuidanceWeights
 from ..zerocon_core.methods.patchnce import PatchNCE
 from .shared.inputs import checkpointing_input, parse_sizes, patchnce_inputs
-from .shared.refusals import refusing
+from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 from .shared.types import Trajectory
 
@@ -20,6 +20,7 @@ class PatchNCEGuidance(io.ComfyNode):
             **search_aliases("pix2pix-zero", "zerocon", "contrastive guidance", "image to image"),
             description="Holds an edit to its source while it is sampled: pix2pix-zero's cross-attention guidance and the "
             "patch-wise contrastive guidance of pix2pix-zeroCon.",
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
                     "hooked_model", tooltip="The output of Attention Hooked U-Net. With both lambdas at 0 any model will do."
@@ -88,6 +89,8 @@ class PatchNCEGuidance(io.ComfyNode):
         check(hooked_model, source, edited, weights)
         if outside == "inverted" and mask is None:
             raise ValueError("outside is inverted, but there is no mask; connect one, such as that of Edit Mask")
+        if outside == "inverted" and not mask.any():
+            warn(cls, "the mask is 0 everywhere and outside is inverted: the result will be the source")
         guider = ZeroConGuider(
             hooked_model, trajectory, weights, start_percent, end_percent, seed, mask, outside == "inverted", checkpointing
         )

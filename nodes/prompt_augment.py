@@ -1,6 +1,3 @@
-import logging
-import re
-
 import torch
 from comfy_api.latest import io, ui
 
@@ -20,10 +17,9 @@ from ..zerocon_core.language.prompts import (
     random_prompts,
     spread_prompts,
 )
-from .shared.refusals import refusing
+from ..zerocon_core.language.text import listed
+from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
-
-log = logging.getLogger(__name__)
 
 SOFT, RANDOM = "soft", "random"
 
@@ -38,6 +34,7 @@ class PromptAugment(io.ComfyNode):
             **search_aliases("synonyms", "WordNet", "BERT", "prompt variations"),
             description="Makes several target prompts of a caption by replacing one of its words.",
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.String.Input("caption", multiline=True, tooltip="What the source image shows, by hand or from Auto Caption."),
                 io.String.Input(
@@ -121,7 +118,7 @@ class PromptAugment(io.ComfyNode):
         else:
             found = random_prompts(gap, candidates, count, generator, encoder)
         if encoder is not None and encoder.cut:
-            log.warning('Prompt Augment: the caption is longer than the text encoder reads; cut off: "%s"', encoder.cut[0])
+            warn(cls, f'the caption is longer than the text encoder reads; cut off: "{encoder.cut[0]}"')
         if include_caption:
             found = [Augmentation(caption, gap.word, None if clip is None else 0.0), *found]
         table = "\n".join(map(_line, found))
@@ -130,7 +127,7 @@ class PromptAugment(io.ComfyNode):
 
 def _word_sources(words: str, toy_words: bool, wordnet: str, senses: int, bert: str) -> list[Source]:
     """What was chosen, in the order in which the sources may decide which word is replaced."""
-    own = list(filter(None, (" ".join(word.split()) for word in re.split(r"[,\n]", words))))
+    own = listed(words)
     sources = [
         *([WordList(own)] if own else []),
         *([ToyWords()] if toy_words else []),

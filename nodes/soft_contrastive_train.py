@@ -1,4 +1,3 @@
-import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,12 +10,11 @@ from ..bridge.model.conditioning import SentenceEncoder
 from ..bridge.model.facts import transformer_layers
 from ..bridge.model.noising import is_flow
 from ..bridge.status import say
+from ..zerocon_core.language.text import listed
 from ..zerocon_core.methods.finetune import Objective, Targets, draw_batches, word_variations
 from .shared.checks import single_but
-from .shared.refusals import refusing
+from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
-
-log = logging.getLogger(__name__)
 
 SOFT, HARD = "Soft-CL", "CL"
 
@@ -32,6 +30,7 @@ class SoftContrastiveTrain(io.ComfyNode):
             description="Trains a LoRA on captioned images so that changing one word changes what that word is about and leaves "
             "the rest of the image alone.",
             is_input_list=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="A U-Net: SD1.x, SD2.x or SDXL. It is not changed."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model. It is not trained."),
@@ -133,7 +132,7 @@ class SoftContrastiveTrain(io.ComfyNode):
         )
         embeddings.encode(batches)
         for text in encoder.cut:
-            log.warning('Soft Contrastive Train: a prompt is longer than the text encoder reads; cut off: "%s"', text)
+            warn(cls, f'a prompt is longer than the text encoder reads; cut off: "{text}"')
 
         adapters = new_adapters(model, rank, seed) if existing_lora is None else loaded_adapters(model, existing_lora)
         objective = Objective(lambda_contrast, mask_threshold, margin)
@@ -188,7 +187,7 @@ def target_variations(captions: list[str], words: list[str], target_prompts: Seq
                 "Prompt Augment makes them from the same list of captions"
             )
         return [[list(dict.fromkeys(target_prompts[i * each : (i + 1) * each]))] for i in range(len(captions))]
-    groups = [[word.strip() for word in line.split(",") if word.strip()] for text in words for line in lines(text)]
+    groups = [listed(line) for text in words for line in lines(text)]
     if not groups:
         raise ValueError(
             "there are no words to replace in the captions; write groups of words into words, connect target_prompts, or set "

@@ -89,11 +89,15 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
     def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
         if self.guides or self.restores:
             with refusing():
-                self.check(latent_image, sampler, sigmas, denoise_mask)
+                self.check(noise, latent_image, sampler, sigmas, denoise_mask)
         return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
-    def check(self, latent_image: Tensor, sampler: comfy.samplers.Sampler, sigmas: Tensor, denoise_mask: Tensor | None) -> None:
+    def check(
+        self, noise: Tensor, latent_image: Tensor, sampler: comfy.samplers.Sampler, sigmas: Tensor, denoise_mask: Tensor | None
+    ) -> None:
         """Refuse what would be guided wrongly."""
+        if noise.any():
+            raise ValueError("the sampler adds noise to the inverted latent; connect DisableNoise to its noise input")
         if denoise_mask is not None:
             raise ValueError(
                 "the latent has a noise mask, outside of which the sampler would leave noise; take the latent without it and "
@@ -116,11 +120,23 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
                 f"the trajectory has no latent at sigma {unknown[0]:.4g}; connect the sigmas output of the DDIM Invert that made "
                 "the trajectory to the sampler"
             )
+        if not self.starts_right(latent_image, float(sigmas[0])):
+            raise ValueError(
+                "the latent_image of the sampler is not the inverted one; connect the noise_latent and the trajectory outputs of "
+                "one DDIM Invert, to the sampler and to PatchNCE Guidance"
+            )
         if self.guides and self.mask is not None and any(has_area(e) for c in self.original_conds.values() for e in c):
             raise ValueError(
                 "a mask does not work together with prompts that have an area of their own; leave the mask unconnected or the "
                 "areas away"
             )
+
+    def starts_right(self, latent_image: Tensor, sigma: float) -> bool:
+        """Whether a run from the top of the trajectory starts at what was inverted. Further down (SplitSigmas) it is an edit."""
+        if closest_level(self.trajectory.sigmas[:1], sigma) is None:
+            return True
+        start, inverted = self.model_patcher.model.process_latent_in(latent_image).cpu(), self.trajectory.latents[0]
+        return bool((start - inverted).norm() <= 1e-2 * inverted.norm())
 
     def outer_sample(self, *args, **kwargs):
         self.last_run = None

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...zerocon_core.methods.cds import Recording
 from ...zerocon_core.noising import Noising
 from ..model.autograd import autograd_region, reserve_for_backward
+from ..model.conditioning import check_cover
 from ..model.noising import noising_of
 
 Result = TypeVar("Result")
@@ -48,14 +49,16 @@ class Run:
     def noising(self) -> Noising:
         return noising_of(self.model.model_sampling)
 
-    def predict(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The guider's denoised latent of x (B, C, H, W) at one noise level, float32."""
-        return self.guider(x, sigma * x.new_ones(len(x)), model_options=self.options).float()
-
     def ask(self, conds: list[list[dict]], x: Tensor, sigma: Tensor) -> list[Tensor]:
-        """The denoised latents of x (B, C, H, W) at one noise level under each of `conds`, without CFG."""
+        """The denoised latents of x (B, C, H, W) at one noise level under each of `conds`, without CFG.
+
+        Raises ValueError for a condition that leaves out a part of x at this level.
+        """
+        levels = sigma * x.new_ones(len(x))
+        for cond in conds:
+            check_cover(cond, x, levels)
         comfy.model_management.throw_exception_if_processing_interrupted()
-        return comfy.samplers.calc_cond_batch(self.model, conds, x, sigma * x.new_ones(len(x)), self.options)
+        return comfy.samplers.calc_cond_batch(self.model, conds, x, levels, self.options)
 
     def recording(self, checkpointing: bool = False) -> Recording:
         return recording(self.guider, checkpointing)

@@ -25,9 +25,13 @@ def invert(
     """
 
     def walk_up(run: Run) -> tuple[Tensor, Trajectory]:
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            # One condition alone: guidance of other nodes is made for sampling, and would bend the way up.
+            return run.ask([run.conds["positive"]], x, sigma)[0].float()
+
         path = ddim_invert(
             run.noising,
-            run.predict,
+            denoise,
             run.latent,
             run.sigmas,
             regularization=regularization,
@@ -43,5 +47,8 @@ def invert(
 
 
 def default_sigmas(model: ModelPatcher, steps: int) -> Tensor:
-    """Noise levels of the uniform timesteps that DDIM was published with."""
-    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "ddim_uniform", steps)
+    """Noise levels of exactly `steps` steps, evenly spaced in timesteps from the noisiest on (Lin et al. 2023, "trailing").
+
+    The host's ddim_uniform takes another number of steps than it is asked for, and with few of them starts far from noise.
+    """
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)

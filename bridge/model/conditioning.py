@@ -1,7 +1,9 @@
 """Text through the host's CLIP, and edit directions on the host's CONDITIONING."""
 
 import comfy.model_management
+import comfy.samplers
 import comfy.utils
+import torch
 from torch import Tensor
 
 from ...zerocon_core.language.directions import EditDirection, shift_tokens
@@ -81,3 +83,28 @@ def shift_conditioning(conditioning: list, direction: EditDirection, strength: f
             options["pooled_output"] = options["pooled_output"] + strength * direction.pooled.to(options["pooled_output"])
         shifted.append([shift_tokens(tokens, direction.tokens, strength), options])
     return shifted
+
+
+def check_cover(cond: list[dict], x: Tensor, levels: Tensor) -> None:
+    """Raises ValueError where none of the processed entries of `cond` acts on a part of x (B, C, H, W) at noise `levels` (B,).
+
+    The host answers 0 there, as if the model had denoised to nothing.
+    """
+    if any("default" in entry for entry in cond):  # acts wherever no other entry does
+        return
+    covered = x.new_zeros(x.shape, dtype=torch.bool)
+    for entry in cond:
+        part = comfy.samplers.get_area_and_mult(entry, x, levels)
+        if part is None:
+            continue
+        here = covered
+        if part.area is not None:
+            dims = len(part.area) // 2
+            for dim, (size, start) in enumerate(zip(part.area[:dims], part.area[dims:], strict=True), 2):
+                here = here.narrow(dim, start, size)
+        here |= part.mult != 0
+    if not covered.all():
+        raise ValueError(
+            f"the conditioning says nothing about {1 - float(covered.float().mean()):.0%} of the image at sigma "
+            f"{float(levels[0]):.4g}; give it no timestep range, and cover the image with its areas and masks"
+        )

@@ -2,6 +2,10 @@
 
 from comfy_api.latest import io
 
+from ...zerocon_core.language.text import SEPARATOR
+
+MOST_SIZES = 8
+
 
 def patchnce_inputs() -> list[io.Input]:
     return [
@@ -33,7 +37,13 @@ def checkpointing_input(**options) -> io.Input:
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) for part in text.replace(",", " ").split() if part.isdigit() and int(part) > 0)
-    if not sizes or len(sizes) != len(text.replace(",", " ").split()):
-        raise ValueError(f'patch_sizes is "{text}"; it needs whole numbers from 1, such as "1, 2"')
+    """Patch sizes such as "1, 2", each once."""
+    parts = SEPARATOR.sub(" ", text).split()
+    sizes = tuple(dict.fromkeys(int(part) for part in parts if part.isdecimal() and int(part) > 0))
+    if not sizes or not all(part.isdecimal() for part in parts) or len(sizes) > MOST_SIZES:
+        raise ValueError(f'patch_sizes is "{shortened(text)}"; it needs one to {MOST_SIZES} whole numbers from 1, such as "1, 2"')
     return sizes
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,9 +1,14 @@
-"""How a node says no: one sentence that begins with the name it has in the page."""
+"""How a node says no, or warns: one sentence that begins with the name it has in the page."""
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 
 from comfy_api.latest import io
+
+from ...bridge.status import say
+
+log = logging.getLogger(__name__)
 
 
 def refusing(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
@@ -21,3 +26,9 @@ def refusing(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
             raise ValueError(f"{cls.define_schema().display_name}: {error}") from error
 
     return execute_or_refuse
+
+
+def warn(cls: type[io.ComfyNode], text: str) -> None:
+    """Shows `text` on the node that is being executed, and in the log behind its name. It needs `unique_id` among its hidden."""
+    log.warning("%s: %s", cls.define_schema().display_name, text)
+    say(cls.hidden.unique_id, text)

@@ -115,21 +115,23 @@ def float64_step(family, latent, x, sigma, sigma_next, timestep, lambda_xa, cfg)
 @torch.inference_mode(False)
 def test_cross_attention_step_agrees_with_a_float64_transcription(family):
     model = tiny_unet(family=family)
-    sigmas = default_sigmas(model, 8)[3:5]
-    noise, path = invert(model, randn(1, 4, 16, 12), SOURCE, sigmas, None, 0, 0)
-    start = noise + 0.05 * randn(1, 4, 16, 12, seed=6)
+    levels = default_sigmas(model, 8)[3:6]
+    scale = model.model.latent_format.scale_factor
+    _, path = invert(model, randn(1, 4, 16, 12), SOURCE, levels, None, 0, 0)
+    # The lower half of the way, where the sampler holds an edit and no longer what was inverted.
+    sigmas, source = levels[1:], path.latents[1]
+    start = source / scale + 0.05 * randn(1, 4, 16, 12, seed=6)
     with torch.inference_mode():
         guider = ZeroConGuider(hooked(model), path, GuidanceWeights(lambda_xa=3.0, lambda_cut=0), 0, 1, 0)
         guider.inner_set_conds({"positive": EDITED, "negative": NEGATIVE, "source": SOURCE})
         guider.set_cfg(5.0)
-        result = guider.sample(torch.zeros_like(noise), start, EULER, sigmas, disable_pbar=True)
+        result = guider.sample(torch.zeros_like(start), start, EULER, sigmas, disable_pbar=True)
 
-    scale = model.model.latent_format.scale_factor
     timestep = model.get_model_object("model_sampling").timestep(sigmas[:1])
     sigma, sigma_next = sigmas.double()
 
     def step(lambda_xa):
-        return float64_step(family, path.latents[0], start * scale, sigma, sigma_next, timestep, lambda_xa, 5.0) / scale
+        return float64_step(family, source, start * scale, sigma, sigma_next, timestep, lambda_xa, 5.0) / scale
 
     expected = step(3.0)
     assert relative_error(step(0.0), expected) > 1e-3, "the guidance must matter"

@@ -144,6 +144,33 @@ REFUSALS = {
         ),
         ["latent", "trajectory", "DDIM Invert"],
     ),
+    "noise on top": (
+        dict(noise={"class_type": "RandomNoise", "noise_seed": 1}),
+        ["PatchNCE Guidance", "DisableNoise"],
+    ),
+    "the image in place of its inversion": (dict(sample={"latent_image": ["latent", 0]}), ["PatchNCE Guidance", "noise_latent"]),
+    "a prompt for later steps": (
+        dict(
+            late={"class_type": "ConditioningSetTimestepRange", "conditioning": ["direction", 0], "start": 0.3, "end": 1.0},
+            invert={"conditioning": ["late", 0]},
+        ),
+        ["DDIM Invert", "100% of the image", "timestep range"],
+    ),
+    "a prompt for half the image": (
+        dict(
+            half={
+                "class_type": "ConditioningSetAreaPercentage",
+                "conditioning": ["direction", 0],
+                "width": 0.5,
+                "height": 1.0,
+                "x": 0.0,
+                "y": 0.0,
+                "strength": 1.0,
+            },
+            invert={"conditioning": ["half", 0]},
+        ),
+        ["DDIM Invert", "50% of the image"],
+    ),
     "other text encoder": (
         dict(guidance={"edited": ["short", 0]}, short={"class_type": "TestValue", "key": "short"}),
         ["tokens", "one Edit Direction"],
@@ -159,6 +186,32 @@ def test_refusals_are_one_sentence_and_the_next_run_works(run_graph, values, cha
     assert all(words in run.error for words in said), run.error
     assert "\n" not in run.error.strip() and not run.error.strip().endswith("."), run.error
     assert run_graph(graph(), values).success
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 6, 8, 50, 501])
+def test_steps_are_as_many_and_start_from_noise(model, steps):
+    sigmas = default_sigmas(model, steps)
+    assert len(sigmas) == steps + 1 and (sigmas.diff() < 0).all()
+    assert float(sigmas[0]) == pytest.approx(float(model.get_model_object("model_sampling").sigma_max)) and sigmas[-1] == 0
+
+
+@pytest.mark.parametrize("node", ["PerturbedAttentionGuidance", "APG", "PerpNeg", "SelfAttentionGuidance"])
+def test_inversion_asks_the_prompt_alone_whatever_guidance_the_model_carries(run_graph, values, node):
+    inputs = {
+        "PerturbedAttentionGuidance": {"scale": 3.0},
+        "APG": {"eta": 1.0, "norm_threshold": 5.0, "momentum": 0.5},
+        "PerpNeg": {"empty_conditioning": ["direction", 1], "neg_scale": 1.0},
+        "SelfAttentionGuidance": {"scale": 0.5, "blur_sigma": 2.0},
+    }[node]
+    plain = run_graph(graph(result={"value": ["invert", 0]}), values).captured["result"]["samples"]
+    patched = graph(
+        result={"value": ["invert", 0]},
+        invert={"model": ["patched", 0]},
+        patched={"class_type": node, "model": ["model", 0]} | inputs,
+    )
+    run = run_graph(patched, values)
+    assert run.success, run.error
+    assert torch.equal(run.captured["result"]["samples"], plain)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -245,7 +298,7 @@ def test_inversion_agrees_with_diffusers_driving_the_same_network(run_graph, val
         model = values["model"] = tiny_unet(family=family)
     scheduler = DDIMInverseScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
-        steps_offset=1,
+        timestep_spacing="trailing",
     )  # fmt: skip
     scheduler.set_timesteps(steps)
     truth = tiny_unet(family=family).model.diffusion_model.double()

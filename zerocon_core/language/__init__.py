@@ -6,4 +6,5 @@ prompts     target prompts of a caption
 english     nouns, adjectives, articles
 wordnet     WordNet's own files
 fill_mask   words that BERT expects in a gap
+text        phrases and lists in any script
 """

@@ -4,12 +4,13 @@ A direction is mean(TE(target sentences)) - mean(TE(source sentences)) over pair
 encoder of the diffusion model itself. Added to the embedding of the source caption it gives the condition of the edit.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .text import find_phrase
 
 TEMPLATES = (
     "{}", "a photo of {}", "a photograph of {}", "a picture of {}", "an image of {}", "a painting of {}", "a drawing of {}",
@@ -92,7 +93,7 @@ def phrases(caption: str, source: str, target: str) -> tuple[str, str]:
         if not source:
             raise ValueError('"from" and the caption are both empty; write what the image shows')
     else:
-        found = re.search(rf"(?<!\w){re.escape(source)}(?!\w)", caption, re.IGNORECASE)
+        found = find_phrase(caption, source)
         if found is None:
             raise ValueError(f'"to" is empty, which removes "{source}", but the caption "{caption}" does not contain it')
         source, target = caption, " ".join((caption[: found.start()] + caption[found.end() :]).split())

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..toyworld.scene import COLOURS, PATTERNS, SHAPES
 from .directions import Embedding
 from .english import DETERMINERS, FUNCTION_WORDS, PARTICIPLE, WORD, article, in_case_of, same_word
+from .text import find_phrase
 from .wordnet import WordNet
 
 
@@ -121,7 +122,7 @@ class Augmentation(NamedTuple):
 
 def gap_at(caption: str, word: str) -> Gap:
     """The first place of a word or phrase in the caption. Raises ValueError if there is none."""
-    found = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE)
+    found = find_phrase(caption, word)
     if found is None:
         raise ValueError(f'the caption "{caption}" does not contain the word "{word}"')
     return _gap(found)
