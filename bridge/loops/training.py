@@ -15,7 +15,7 @@ from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from torch import Tensor, nn
 
 from ...zerocon_core.language.directions import Embedding
-from ...zerocon_core.methods.finetune import Example, Losses, LowRank, Objective, losses, training_steps
+from ...zerocon_core.methods.finetune import Example, Losses, LossValues, LowRank, Objective, losses, training_steps
 from ..model.adapters import trainable
 from ..model.autograd import differentiable_attention
 from ..model.noising import noising_of
@@ -77,12 +77,12 @@ class Training:
         return max(sum(len(example.prompts) for example in batch) for batch in self.batches)
 
 
-def follow(steps: Iterator[Losses], total: int, report: Callable[[str], None]) -> list[Losses]:
+def follow(steps: Iterator[LossValues], total: int, report: Callable[[str], None]) -> list[LossValues]:
     """Takes the steps with progress, and ends well where they end early: what was trained until then stays.
 
     A cancel and a loss that is not finite end the training, not the prompt, unless there is nothing to keep yet.
     """
-    history: list[Losses] = []
+    history: list[LossValues] = []
     progress = comfy.utils.ProgressBar(total)
 
     def stopped(why: str) -> None:
@@ -136,13 +136,13 @@ def batch_losses(model: BaseModel, training: Training, model_options: dict, devi
 
 def train(
     model: ModelPatcher, training: Training, adapters: Mapping[str, LowRank], report: Callable[[str], None]
-) -> list[Losses]:
+) -> list[LossValues]:
     """Trains `adapters` in place and returns the losses of each step; `report` gets a line after each.
 
     Raises ValueError if already the first step is not finite.
     """
 
-    def steps(run: Run) -> list[Losses]:
+    def steps(run: Run) -> list[LossValues]:
         half = (run.model.manual_cast_dtype or run.model.get_dtype()) == torch.float16
         with run.recording(training.checkpointing)(), trainable(run.model, adapters):
             parameters = list(nn.ModuleList(adapters.values()).to(run.latent.device).parameters())
