@@ -6,8 +6,9 @@ from ..bridge.model.attention import hooked_layers
 from ..bridge.model.conditioning import prompt_tokens
 from ..bridge.model.facts import HookedLayers, all_cross_attention, pixels_per_position
 from ..zerocon_core.drawing import heat_grids
-from ..zerocon_core.language.text import listed
-from ..zerocon_core.maps.words import Token, Word, find_words, heat_of_words, name_tokens, normalize, resize
+from ..zerocon_core.language.text import SEPARATOR, listed
+from ..zerocon_core.language.tokens import Token
+from ..zerocon_core.maps.words import Word, find_words, heat_of_words, name_tokens, normalize, resize
 from .shared.checks import check_latent
 from .shared.refusals import refusing
 from .shared.schema import search_aliases
@@ -120,7 +121,7 @@ def words_of(prompted: list[Token], words: str, clip) -> list[Word]:
 
 
 def parse_numbers(tokens: str) -> list[int]:
-    numbers = tokens.replace(",", " ").split()
+    numbers = SEPARATOR.sub(" ", tokens).split()
     if not all(number.isdecimal() for number in numbers):
         raise ValueError(f'tokens is "{tokens}"; it needs whole numbers from 0, such as "2, 5"')
     return [int(number) for number in numbers]

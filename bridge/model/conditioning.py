@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...zerocon_core.language.directions import EditDirection, shift_tokens
-from ...zerocon_core.maps.words import Token, spelled
+from ...zerocon_core.language.tokens import Token, spelled
 
 EMBEDDING = "embedding</w>"
 

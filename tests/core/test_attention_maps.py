@@ -7,15 +7,14 @@ from matplotlib import colormaps
 from PIL import Image
 
 from zerocon_core.drawing import cell_size, colours, heat_grids, lay_over
+from zerocon_core.language.tokens import Token, places_of, spans, spelled
 from zerocon_core.maps.words import (
-    Token,
     Word,
     average_maps,
     find_words,
     heat_of_words,
     name_tokens,
     normalize,
-    positions_of,
     resize,
 )
 
@@ -50,12 +49,22 @@ TOKENS += [Token(80, "cir"), Token(81, "cle</w>"), Token(82, ",</w>"), Token(83,
 
 
 def test_words_are_found_wherever_they_stand():
-    find = lambda *phrase: positions_of(phrase, TOKENS)
+    find = lambda *phrase: list(places_of(spelled(phrase), TOKENS))
     assert find("dog</w>") == [3, 83]
     assert find("cir", "cle</w>") == [80, 81]
     assert find("a</w>", "red</w>") == [1, 2, 5, 6]
     assert find("red</w>", "cir", "cle</w>") == [6, 80, 81]  # across the windows
-    assert find("cir</w>") == find("cat</w>") == find() == find("red</w>", "dog</w>", "red</w>") == []
+    assert find("cir</w>") == find("cat</w>") == find("red</w>", "dog</w>", "red</w>") == []
+
+
+def test_tokens_of_other_scripts_are_characters():
+    """CLIP cuts 猫 into two pieces of its three bytes, and has no piece for the end of a word inside a Chinese sentence."""
+    tokens = [Token(1, "çº¢"), Token(2, "çĮ"), Token(3, "«"), Token(4, "åľ¨</w>")]
+    text, spanned = spans(tokens)
+    assert text == "红猫在 "
+    assert [text[span.start : span.end] for span in spanned] == ["红", "猫", "猫", "在"]
+    assert list(places_of("猫", tokens)) == [2, 3] and list(places_of("狗", tokens)) == []
+    assert [word.name for word in name_tokens([1, 2, 3], tokens)] == ["1 红", "2 猫", "3 猫"]
 
 
 def test_words_are_named_and_those_that_are_missing_are_said():

@@ -13,11 +13,16 @@ SEPARATOR = re.compile(r"[,\uff0c\u3001\uff64;\uff1b\n]")
 """Between the items of a list: commas and semicolons, full-width ones and the ideographic comma too, and lines."""
 
 
-def find_phrase(text: str, phrase: str) -> re.Match[str] | None:
-    """The first place of `phrase` in `text`, whatever the case: whole words, in scripts that set words apart."""
+def phrase_pattern(phrase: str) -> re.Pattern[str]:
+    """Matches `phrase`, whatever the case: whole words, in scripts that set words apart."""
     before = rf"(?<!{LETTER})" if re.match(LETTER, phrase) else ""
     after = rf"(?!{LETTER})" if re.search(rf"{LETTER}$", phrase) else ""
-    return re.search(before + re.escape(phrase) + after, text, re.IGNORECASE)
+    return re.compile(before + re.escape(phrase) + after, re.IGNORECASE)
+
+
+def find_phrase(text: str, phrase: str) -> re.Match[str] | None:
+    """The first place of `phrase` in `text`."""
+    return phrase_pattern(phrase).search(text)
 
 
 def listed(text: str) -> list[str]:

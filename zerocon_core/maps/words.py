@@ -11,12 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class Token(NamedTuple):
-    """A token of a prompt: its place in the prompt's embedding, and the tokenizer's text of it ("circle</w>")."""
-
-    position: int
-    text: str
+from ..language.tokens import Token, places_of, spans, spelled
 
 
 class Word(NamedTuple):
@@ -26,14 +21,9 @@ class Word(NamedTuple):
     positions: list[int]
 
 
-def spelled(pieces: Iterable[str]) -> str:
-    """The tokenizer's texts of tokens as one text."""
-    return "".join(pieces).replace("</w>", " ").strip()
-
-
 def find_words(phrases: Iterable[tuple[str, Sequence[str]]], tokens: Sequence[Token]) -> list[Word]:
     """Words or phrases, each with its tokens' texts, among the tokens of a prompt. Raises ValueError for those that it lacks."""
-    found = [Word(name, positions_of(texts, tokens)) for name, texts in phrases]
+    found = [Word(name, [*places_of(spelled(texts), tokens)] if texts else []) for name, texts in phrases]
     if missing := [f'"{word.name}"' for word in found if not word.positions]:
         words = dict.fromkeys(spelled(token.text for token in tokens).split())
         raise ValueError(f"the prompt does not contain {', '.join(missing)}; choose from its words: {', '.join(words)}")
@@ -42,15 +32,9 @@ def find_words(phrases: Iterable[tuple[str, Sequence[str]]], tokens: Sequence[To
 
 def name_tokens(positions: Iterable[int], tokens: Sequence[Token]) -> list[Word]:
     """Single tokens, each named by its place and, where it is among `tokens`, by its text."""
-    texts = {token.position: spelled([token.text]) for token in tokens}
+    text, spanned = spans(tokens)
+    texts = {span.token.position: text[span.start : span.end] for span in spanned}
     return [Word(f"{position} {texts.get(position, '')}".strip(), [position]) for position in positions]
-
-
-def positions_of(phrase: Sequence[str], tokens: Sequence[Token]) -> list[int]:
-    """The places of all occurrences of `phrase`, as its tokens' texts, in the tokens of a prompt; empty if there is none."""
-    texts, phrase = [token.text for token in tokens], list(phrase)
-    starts = [i for i in range(len(texts) - len(phrase) + 1) if phrase and texts[i : i + len(phrase)] == phrase]
-    return [token.position for start in starts for token in tokens[start : start + len(phrase)]]
 
 
 def average_maps(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
