@@ -9,7 +9,7 @@ from ..zerocon_core.drawing import heat_grids
 from ..zerocon_core.language.text import SEPARATOR, listed
 from ..zerocon_core.language.tokens import Token
 from ..zerocon_core.maps.words import Word, find_words, heat_of_words, name_tokens, normalize, resize
-from .shared.checks import check_latent
+from .shared.checks import check_conditionings, check_latent
 from .shared.refusals import refusing
 from .shared.schema import search_aliases
 
@@ -78,6 +78,7 @@ class AttentionMapPreview(io.ComfyNode):
         samples = image_latent["samples"]
         layers = hooked_layers(model) or all_cross_attention(model.get_model_object("diffusion_model"))
         check(model, samples, layers, image)
+        check_conditionings(model, samples, given=conditioning)
         prompted = prompt_tokens(clip, prompt) if clip is not None and prompt.strip() else []
         asked = [*words_of(prompted, words, clip), *name_tokens(parse_numbers(tokens), prompted)]
         maps = attention_maps(model, samples, conditioning, layers, strength, seed)
@@ -93,7 +94,7 @@ class AttentionMapPreview(io.ComfyNode):
 
 
 def check(model, samples: Tensor, layers: HookedLayers, image: Tensor | None) -> None:
-    check_latent(samples)
+    check_latent(samples, model)
     if not layers.cross_attention:
         raise ValueError(
             f"no cross-attention layer of {type(model.model).__name__} is read; choose layers in Attention Hooked U-Net, or use "

@@ -1,8 +1,8 @@
-import torch
 from comfy_api.latest import io
 
 from ..bridge.files.networks import captioner_names
 from ..bridge.networks.captioner import caption
+from .shared.checks import check_images
 from .shared.refusals import refusing
 from .shared.schema import search_aliases
 
@@ -38,7 +38,6 @@ class AutoCaption(io.ComfyNode):
     @classmethod
     @refusing
     def execute(cls, image, captioner, prefix) -> io.NodeOutput:
-        if not torch.isfinite(image).all():
-            raise ValueError("the image holds NaN or infinite values; check the node that made it")
+        check_images("the image", image)
         captions = caption(image, captioner, prefix)
         return io.NodeOutput(captions, ui={"text": captions})

@@ -7,7 +7,7 @@ from ..bridge.model.facts import decoder_self_attention
 from ..bridge.model.noising import is_flow
 from ..zerocon_core.methods.cds import PAPER_STEP_SIZE, CDSWeights, authors_step_size, draw_timesteps
 from ..zerocon_core.methods.patchnce import PatchNCE
-from .shared.checks import check_latent, item_by_item, same_text
+from .shared.checks import check_conditionings, check_latent, check_mask, item_by_item, same_text
 from .shared.inputs import checkpointing_input, parse_sizes, patchnce_inputs
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
@@ -110,6 +110,8 @@ class CDSOptimize(io.ComfyNode):
                 f"w_cut is {w_cut:g}, but no self-attention layer of {type(model.model).__name__} is read; choose layers in "
                 "Attention Hooked U-Net, use an SD1.x, SD2.x or SDXL model, or set w_cut to 0"
             )
+        if mask is not None:
+            check_mask(mask)
         mask = mask_for(samples, [m for m in (mask, image_latent.get("noise_mask")) if m is not None])
         if mask is not None and not mask.any():
             warn(cls, "the mask is 0 everywhere, so nothing was edited")
@@ -126,15 +128,10 @@ class CDSOptimize(io.ComfyNode):
 def check(model, samples: torch.Tensor, source: list, targets: list[list], negative: list, low: int, high: int) -> None:
     if is_flow(model):
         raise ValueError("this is a flow model; it needs a model that predicts eps or v, such as SD1.x, SD2.x or SDXL")
-    check_latent(samples)
+    check_latent(samples, model)
     if low > high:
         raise ValueError(f"the range of timesteps is empty, {low} to {high}; min_timestep must not be above max_timestep")
-    for name, conditioning in (("source", source), ("negative", negative), *(("target", target) for target in targets)):
-        for tokens, _ in conditioning:
-            if tokens is not None and tokens.shape[0] not in (1, samples.shape[0]):
-                raise ValueError(
-                    f"the {name} conditioning is a batch of {tokens.shape[0]}, the latent of {samples.shape[0]}; give one prompt "
-                    "for all images or one for each"
-                )
+    for target in targets:
+        check_conditionings(model, samples, source=source, negative=negative, target=target)
     if any(same_text(source, target) for target in targets):
         raise ValueError("source and target are the same prompt, so there is nothing to change; say in target what is different")

@@ -5,7 +5,7 @@ from ..bridge.loops.inversion import default_sigmas, invert
 from ..bridge.model.noising import is_flow
 from ..bridge.status import say
 from ..zerocon_core.methods.inversion import NoiseRegularization
-from .shared.checks import check_latent
+from .shared.checks import check_conditionings, check_latent
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 from .shared.types import Trajectory
@@ -86,7 +86,8 @@ class DDIMInvert(io.ComfyNode):
         sigmas = default_sigmas(model, steps) if schedule is None else schedule
         check_sigmas(sigmas)
         samples = image_latent["samples"]
-        check_latent(samples)
+        check_latent(samples, model)
+        check_conditionings(model, samples, source=conditioning)
         if "noise_mask" in image_latent:
             warn(
                 cls,

@@ -5,7 +5,7 @@ from ..bridge.loops.differences import prompt_differences
 from ..bridge.model.facts import pixels_per_position
 from ..bridge.status import say
 from ..zerocon_core.maps.differences import edit_mask, heat_map
-from .shared.checks import check_latent, same_text, single_but
+from .shared.checks import check_conditionings, check_latent, same_text, single_but
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 
@@ -83,7 +83,7 @@ class EditMask(io.ComfyNode):
         cls, model, image_latent, prompts, strength, draws, threshold, clamp, smoothing, seed, source=()
     ) -> io.NodeOutput:  # fmt: skip
         samples, conditionings = image_latent["samples"], [*source, *prompts]
-        check(samples, conditionings)
+        check(model, samples, conditionings)
         differences = prompt_differences(model, samples, conditionings, strength, draws, seed)
         if not torch.isfinite(differences).all():
             raise ValueError("the predictions are not finite; load the model in float32")
@@ -99,8 +99,10 @@ class EditMask(io.ComfyNode):
         return io.NodeOutput(mask, heat.unsqueeze(-1).expand(-1, -1, -1, 3))
 
 
-def check(samples: torch.Tensor, conditionings: list) -> None:
-    check_latent(samples)
+def check(model, samples: torch.Tensor, conditionings: list) -> None:
+    check_latent(samples, model)
+    for conditioning in conditionings:
+        check_conditionings(model, samples, prompts=conditioning)
     if len(conditionings) < 2:
         raise ValueError(
             "there is one prompt and nothing to compare it with; connect source, or a list of prompts such as that of "

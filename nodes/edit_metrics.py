@@ -1,6 +1,5 @@
 from functools import partial
 
-import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
@@ -9,6 +8,8 @@ from ..bridge.files.networks import INCEPTION, LPIPS_TRUNKS, network_names
 from ..bridge.networks.metrics import Networks, fit_mask, measure
 from ..bridge.status import announce, say
 from ..zerocon_core.metrics.edits import Edits
+from ..zerocon_core.metrics.pixels import WINDOW
+from .shared.checks import check_images, check_mask
 from .shared.refusals import refusing
 from .shared.schema import search_aliases
 
@@ -86,14 +87,15 @@ class EditMetrics(io.ComfyNode):
 
 def check(source: Tensor, edited: Tensor, mask: Tensor | None, source_text: str, target_text: str, networks: Networks) -> Edits:
     """Images (B, H, W, C), masks (M, H, W) and texts as the metrics take them. Raises ValueError for what does not fit."""
+    check_images("source", source)
+    check_images("edited", edited)
     if source.shape[:3] != edited.shape[:3]:
         raise ValueError(
-            f"source is {_size(source)} and edited is {_size(edited)}; they must have the same number and size, "
-            "use Upscale Image on one of them"
+            f"source is {_size(source)} and edited is {_size(edited)}; they must have the same number and size, use Image Crop "
+            "or Upscale Image on one of them"
         )
-    for name, images in (("source", source), ("edited", edited)):
-        if not torch.isfinite(images).all():
-            raise ValueError(f"{name} holds NaN or infinite values; check the node that made it")
+    if min(source.shape[1:3]) < WINDOW:
+        raise ValueError(f"the images are {_size(source)}; SSIM needs {WINDOW} pixels a side")
     if networks.clip != OFF and not target_text.strip():
         raise ValueError(
             "clip compares with target_text, which is empty; write what the edited image shall show, or switch clip off"
@@ -101,6 +103,7 @@ def check(source: Tensor, edited: Tensor, mask: Tensor | None, source_text: str,
     if networks.fid != OFF and len(source) < 2:
         raise ValueError("fid compares sets of images and got one a side; batch two or more, or switch fid off")
     if mask is not None:
+        check_mask(mask)
         mask = mask.reshape(-1, *mask.shape[-2:])
         if len(mask) not in (1, len(source)):
             raise ValueError(f"{len(mask)} masks for {len(source)} images; connect one for all or one an image")

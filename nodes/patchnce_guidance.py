@@ -4,6 +4,7 @@ from ..bridge.loops.guidance import ZeroConGuider
 from ..bridge.model.attention import hooked_layers
 from ..zerocon_core.methods.guidance import GuidanceWeights
 from ..zerocon_core.methods.patchnce import PatchNCE
+from .shared.checks import check_conditionings, check_mask
 from .shared.inputs import checkpointing_input, parse_sizes, patchnce_inputs
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
@@ -87,6 +88,9 @@ class PatchNCEGuidance(io.ComfyNode):
         patchnce = PatchNCE(temperature, patches, parse_sizes(patch_sizes), contrast)
         weights = GuidanceWeights(lambda_xa, lambda_cut, weighting == "relative", patchnce)
         check(hooked_model, source, edited, weights)
+        check_conditionings(hooked_model, None, source=source, edited=edited, negative=negative)
+        if mask is not None:
+            check_mask(mask)
         if outside == "inverted" and mask is None:
             raise ValueError("outside is inverted, but there is no mask; connect one, such as that of Edit Mask")
         if outside == "inverted" and not mask.any():

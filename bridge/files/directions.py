@@ -47,6 +47,13 @@ def load_direction(name: str) -> EditDirection:
     path = direction_path(name)
     try:
         tensors = safetensors.torch.load_file(path)
-        return EditDirection(tensors["tokens"], tensors.get("pooled"))
+        direction = EditDirection(tensors["tokens"], tensors.get("pooled"))
     except (KeyError, OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} is damaged or is no edit direction ({error}); save it again with Save Edit Direction") from None
+    for name, tensor, dims in (("tokens", direction.tokens, 3), ("pooled", direction.pooled, 2)):
+        if tensor is not None and (tensor.ndim != dims or tensor.shape[0] != 1 or not tensor.isfinite().all()):
+            raise ValueError(
+                f"{path} is no edit direction: its {name} are {tuple(tensor.shape)}, or not finite; save it again with Save Edit "
+                "Direction"
+            )
+    return direction

@@ -73,3 +73,10 @@ def pixels_per_position(model: ModelPatcher) -> int:
     """Image pixels a side of one latent position. Hosts that do not know it for every model take 8, and so do we."""
     latent_format = model.get_model_object("latent_format")
     return getattr(latent_format, "spacial_downscale_ratio", 8)
+
+
+def text_width(model: ModelPatcher) -> int | None:
+    """Width of the text embeddings that a U-Net's cross-attention takes; None for other models, which tell it nowhere."""
+    if not transformer_layers(model.get_model_object("diffusion_model")):
+        return None
+    return model.model.model_config.unet_config.get("context_dim")

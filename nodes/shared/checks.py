@@ -1,17 +1,68 @@
 """What several nodes refuse, and how inputs that are lists become one value."""
 
+import math
 from collections.abc import Callable
 from functools import wraps
 
 import torch
 from comfy_api.latest import io
 
+from ...bridge.model.facts import text_width
 
-def check_latent(samples: torch.Tensor) -> None:
+
+def check_finite(inputs: dict) -> None:
+    """Numbers that the page cannot send, but a program that drives the server can."""
+    for name, value in inputs.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{name} is {number}; it needs a finite number")
+
+
+def check_latent(samples: torch.Tensor, model) -> None:
     if samples.ndim != 4:
         raise ValueError(f"the latent is {tuple(samples.shape)}; it needs image latents (B, C, H, W)")
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise ValueError(
+            f"the latent has {samples.shape[1]} channels and the model {channels}; encode the image with the model's own VAE"
+        )
+    if min(samples.shape) == 0 or min(samples.shape[-2:]) < 2:
+        raise ValueError(f"the latent is {tuple(samples.shape)}; it needs an image of at least 2x2 latent positions")
     if not torch.isfinite(samples).all():
         raise ValueError("the latent holds NaN or infinite values; check the image and the VAE that encoded it")
+
+
+def check_conditionings(model, samples: torch.Tensor | None, **conditionings: list) -> None:
+    """`samples` (B, C, H, W) where the latent is known that they will be used with."""
+    width = text_width(model)
+    for name, conditioning in conditionings.items():
+        if not conditioning:
+            raise ValueError(f"the {name} conditioning is empty; connect a prompt through CLIP Text Encode or Edit Direction")
+        for tokens in (tokens for tokens, _ in conditioning if tokens is not None):
+            if width is not None and tokens.shape[-1] != width:
+                raise ValueError(
+                    f"the {name} conditioning has embeddings of width {tokens.shape[-1]} and the model takes {width}; encode the "
+                    "prompt with the CLIP of this model"
+                )
+            if samples is not None and tokens.shape[0] not in (1, samples.shape[0]):
+                raise ValueError(
+                    f"the {name} conditioning is a batch of {tokens.shape[0]}, the latent of {samples.shape[0]}; give one prompt "
+                    "for all images or one for each"
+                )
+
+
+def check_images(name: str, images: torch.Tensor) -> None:
+    if images.ndim != 4 or images.shape[-1] not in (3, 4) or min(images.shape) == 0:
+        raise ValueError(f"{name} is {tuple(images.shape)}; it needs images of three colours (B, H, W, 3)")
+    if not torch.isfinite(images).all():
+        raise ValueError(f"{name} holds NaN or infinite values; check the node that made it")
+
+
+def check_mask(mask: torch.Tensor) -> None:
+    if min(mask.shape, default=0) == 0 or not torch.isfinite(mask).all():
+        raise ValueError(f"the mask {tuple(mask.shape)} is empty or holds NaN or infinite values; check the node that made it")
+    if mask.min() < 0 or mask.max() > 1:
+        raise ValueError(f"the mask has values from {float(mask.min()):.4g} to {float(mask.max()):.4g}; it needs 0 to 1")
 
 
 def same_text(conditioning: list, other: list) -> bool:

@@ -7,6 +7,7 @@ from functools import wraps
 from comfy_api.latest import io
 
 from ...bridge.status import say
+from .checks import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ def refusing(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
     @wraps(execute)
     def execute_or_refuse(cls: type[io.ComfyNode], *args, **kwargs) -> io.NodeOutput:
         try:
+            check_finite(kwargs)
             return execute(cls, *args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
             raise ValueError(f"{cls.define_schema().display_name}: {error}") from error

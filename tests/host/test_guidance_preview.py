@@ -128,7 +128,7 @@ def test_a_relative_weight_is_one_factor_for_the_whole_run(make_guider, sample, 
 
 
 def test_only_guided_steps_are_recorded(make_guider, sample, inverted):
-    guider = make_guider(ABSOLUTE, end=0.8)
+    guider = make_guider(ABSOLUTE, end=0.5)
     result, _ = sample(guider)
     assert [step.sigma for step in guider.history(result)] == inverted[1][:2].tolist()
 
@@ -137,7 +137,7 @@ def test_runs_do_not_mix(make_guider, sample):
     guider, other = make_guider(ABSOLUTE), make_guider(ABSOLUTE)
     first, _ = sample(guider)
     before = guider.history(first)
-    second, _ = sample(guider, scale=0.9)
+    second, _ = sample(guider, scale=0.995)
     assert len(guider.history(second)) == len(before) and guider.history(second) != before
     for stranger in (guider.history, other.history):
         with pytest.raises(ValueError, match="a guider of its own"):
@@ -196,7 +196,7 @@ def test_in_the_pipeline_it_waits_for_the_sampler_and_follows_it(run_graph):
     plot = {"class_type": "LossGraphNode", "loss": ["preview", 0], "filename_prefix": "loss"}
     scaled = {"class_type": "LatentMultiply", "samples": ["invert", 0]}
     losses = []
-    for factor in (1.0, 0.8, 1.0):
+    for factor in (1.0, 0.995, 1.0):
         nodes = pipeline(
             preview=dict(preview), plot=dict(plot), scaled=scaled | {"multiplier": factor},
             sample={"latent_image": ["scaled", 0]}, result={"value": ["preview", 0]},
