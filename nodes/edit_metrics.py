@@ -8,7 +8,6 @@ from ..bridge.files.networks import INCEPTION, LPIPS_TRUNKS, network_names
 from ..bridge.networks.metrics import Networks, fit_mask, measure
 from ..bridge.status import announce, say
 from ..zerocon_core.metrics.edits import Edits
-from ..zerocon_core.metrics.pixels import WINDOW
 from .shared.checks import check_images, check_mask
 from .shared.refusals import refusing
 from .shared.schema import search_aliases
@@ -94,8 +93,6 @@ def check(source: Tensor, edited: Tensor, mask: Tensor | None, source_text: str,
             f"source is {_size(source)} and edited is {_size(edited)}; they must have the same number and size, use Image Crop "
             "or Upscale Image on one of them"
         )
-    if min(source.shape[1:3]) < WINDOW:
-        raise ValueError(f"the images are {_size(source)}; SSIM needs {WINDOW} pixels a side")
     if networks.clip != OFF and not target_text.strip():
         raise ValueError(
             "clip compares with target_text, which is empty; write what the edited image shall show, or switch clip off"

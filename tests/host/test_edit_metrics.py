@@ -154,7 +154,7 @@ def test_without_a_source_text_what_needs_it_is_named(run_graph, values, network
 WRONG = {
     "sizes": (
         {"edited": rand(2, 40, 40, 3)}, {},
-        r"source is 2 x 48x40 and edited is 2 x 40x40; they must have the same number and size, use Upscale Image",
+        r"source is 2 x 48x40 and edited is 2 x 40x40; they must have the same number and size, use Image Crop",
     ),
     "batches": ({"edited": rand(1, 40, 48, 3)}, {}, "source is 2 x 48x40 and edited is 1 x 48x40"),
     "masks": ({"mask": torch.zeros(3, 40, 48)}, {}, "3 masks for 2 images; connect one for all or one an image"),
@@ -165,6 +165,8 @@ WRONG = {
         "fid compares sets of images and got one a side; batch two or more, or switch fid off",
     ),
     "lines": ({}, {"target_text": "a\nb\nc"}, "target_text has 3 lines for 2 images"),
+    "a mask of whites above 1": ({"mask": 255 * torch.ones(1, 40, 48)}, {}, "values from 255 to 255; it needs 0 to 1"),
+    "one colour": ({"edited": rand(2, 40, 48, 1)}, {}, "edited is (2, 40, 48, 1); it needs images of three colours"),
     "small": ({"source": rand(2, 8, 8, 3), "edited": rand(2, 8, 8, 3), "mask": None}, {}, "at least 11x11 pixels, got 8x8"),
 }  # fmt: skip
 

@@ -95,6 +95,7 @@ def test_same_seed_same_bits_after_other_work(run_graph, values):
     assert torch.equal(again, first)
 
 
+VALUE = {"class_type": "TestValue"}
 REFUSALS = {
     "no hooks": (dict(guidance={"hooked_model": ["model", 0]}), ["Attention Hooked U-Net"]),
     "no cross-attention": (dict(hooks={"cross_attention": "none"}), ["lambda_xa", "cross-attention"]),
@@ -144,6 +145,22 @@ REFUSALS = {
         ),
         ["latent", "trajectory", "DDIM Invert"],
     ),
+    "a latent of another VAE": (
+        dict(invert={"image_latent": ["sixteen", 0]}, sixteen=VALUE | {"key": "sixteen"}),
+        ["16 channels", "own VAE"],
+    ),
+    "a latent of one position": (dict(invert={"image_latent": ["point", 0]}, point=VALUE | {"key": "point"}), ["2x2"]),
+    "a prompt of another model": (
+        dict(invert={"conditioning": ["wide", 0]}, wide=VALUE | {"key": "wide"}),
+        ["width 96", "64", "CLIP of this model"],
+    ),
+    "a batch of prompts": (
+        dict(invert={"conditioning": ["three", 0]}, three=VALUE | {"key": "three"}),
+        ["batch of 3", "one for each"],
+    ),
+    "a number that is none": (dict(guidance={"cfg": float("nan")}), ["cfg is nan", "finite"]),
+    "more patch sizes than anyone wants": (dict(guidance={"patch_sizes": "1 " * 9 + "2 3 4 5 6 7 8 9 10"}), ["patch_sizes", "8"]),
+    "a power of two": (dict(guidance={"patch_sizes": "1, ²"}), ["patch_sizes", "²"]),
     "noise on top": (
         dict(noise={"class_type": "RandomNoise", "noise_seed": 1}),
         ["PatchNCE Guidance", "DisableNoise"],
@@ -180,7 +197,10 @@ REFUSALS = {
 
 @pytest.mark.parametrize("changes, said", REFUSALS.values(), ids=REFUSALS.keys())
 def test_refusals_are_one_sentence_and_the_next_run_works(run_graph, values, changes, said):
-    values["short"] = conditioning(1, tokens=5)
+    values |= {
+        "short": conditioning(1, tokens=5), "wide": [[randn(1, 8, 96), {}]], "three": [[randn(3, 8, 64), {}]],
+        "sixteen": {"samples": randn(1, 16, 8, 8)}, "point": {"samples": randn(1, 4, 1, 1)},
+    }  # fmt: skip
     run = run_graph(graph(**{name: dict(inputs) for name, inputs in changes.items()}), values)
     assert not run.success
     assert all(words in run.error for words in said), run.error
