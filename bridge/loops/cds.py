@@ -13,7 +13,7 @@ from torch import Tensor
 from ...zerocon_core.methods.cds import CDSWeights, Gradient, Score, Scorer, cds_optimize, refine_noise
 from ...zerocon_core.noising import Denoiser, to_eps
 from ..model.attention import Capture, capture_options
-from ..model.autograd import autograd_region, reserve_for_backward
+from ..model.autograd import autograd_region, may_write_in_place, reserve_for_backward
 from ..model.facts import HookedLayers
 
 
@@ -43,7 +43,7 @@ class CDSGuider(comfy.samplers.CFGGuider):
 
         def score(x: Tensor, sigma: Tensor) -> Score:
             capture = Capture()
-            options = capture_options(model_options, layers, capture, differentiable=x.requires_grad)
+            options = capture_options(model_options, layers, capture, differentiable=self.gradients)
             levels = sigma * x.new_ones(x.shape[0])
 
             def passes(args: dict) -> list[Tensor]:
@@ -52,7 +52,9 @@ class CDSGuider(comfy.samplers.CFGGuider):
                     return comfy.samplers.calc_cond_batch(model, [cond, uncond], value, levels, options)
                 with torch.enable_grad():
                     [conditional] = comfy.samplers.calc_cond_batch(model, [cond], x, levels, options)
-                return [conditional.detach(), *comfy.samplers.calc_cond_batch(model, [uncond], value, levels, model_options)]
+                # In its place of CFG: patches may look at it.
+                unconditional = comfy.samplers.calc_cond_batch(model, [None, uncond], value, levels, options)[1]
+                return [conditional.detach(), unconditional]
 
             with torch.no_grad():
                 value = x.detach()
@@ -106,8 +108,8 @@ class CDSSampler(comfy.samplers.Sampler):
 
         recording = partial(
             autograd_region,
-            [model_wrap.inner_model.diffusion_model, *(extra.model for extra in model_wrap.loaded_models)],
-            writes_in_place=any("control" in entry for cond in model_wrap.conds.values() for entry in cond),
+            [model_wrap.inner_model, *(extra.model for extra in model_wrap.loaded_models)],
+            writes_in_place=may_write_in_place(model_wrap.conds.values(), options),
             checkpointing=self.checkpointing,
         )
         # Tensors made here must not be inference tensors, since gradients are taken with respect to them.

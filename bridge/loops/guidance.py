@@ -14,7 +14,7 @@ from ...zerocon_core.methods.guidance import Guidance, GuidanceWeights, GuidedSt
 from ...zerocon_core.methods.inversion import Trajectory, closest_level
 from ...zerocon_core.noising import before_euler_step, leading_to
 from ..model.attention import hooked_layers, observe
-from ..model.autograd import autograd_region, reserve_for_backward
+from ..model.autograd import autograd_region, may_write_in_place, reserve_for_backward
 from ..model.facts import HookedLayers
 
 
@@ -143,13 +143,13 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         """How far the guidance moves x (B, C, H, W) at noise levels timestep (B,)."""
         model = self.inner_model
         source = self.source_at(timestep[0]).to(x)
-        reference = observe(model, self.conds["source"], source, timestep, model_options, self.layers)
         with autograd_region(
-            [model.diffusion_model, *(extra.model for extra in self.loaded_models)],
-            writes_in_place=any("control" in entry for entry in self.conds["positive"]),
+            [model, *(extra.model for extra in self.loaded_models)],
+            writes_in_place=may_write_in_place([self.conds["positive"]], model_options),
         ):
+            reference = observe(model, self.conds["source"], source, timestep, model_options, self.layers, differentiable=True)
             return self.guidance.shift(
-                lambda x: observe(model, self.conds["positive"], x, timestep, model_options, self.layers),
+                lambda x: observe(model, self.conds["positive"], x, timestep, model_options, self.layers, differentiable=True),
                 x,
                 timestep[0].clone(),
                 reference,

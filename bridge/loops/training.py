@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ...zerocon_core.language.directions import Embedding
 from ...zerocon_core.methods.finetune import Example, Losses, LowRank, Objective, losses, training_steps
-from ..model.autograd import autograd_region, differentiable_attention, replaced_forwards, reserve_for_backward
+from ..model.attention import differentiable_options
+from ..model.autograd import autograd_region, replaced_forwards, reserve_for_backward
 from ..model.facts import attention_projections
 from .inversion import ConditionalGuider
 
@@ -143,7 +144,7 @@ class TrainingSampler(comfy.samplers.Sampler):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         model, training = model_wrap.inner_model, self.training
-        roots = [model.diffusion_model, *(extra.model for extra in model_wrap.loaded_models)]
+        roots = [model, *(extra.model for extra in model_wrap.loaded_models)]
         half = (model.manual_cast_dtype or model.get_dtype()) == torch.float16
         with autograd_region(roots, checkpointing=training.checkpointing), trainable(model, self.adapters):
             adapters = nn.ModuleList(self.adapters.values()).to(noise.device)
@@ -186,8 +187,7 @@ def batch_losses(model: BaseModel, training: Training, model_options: dict, devi
     generator = torch.Generator().manual_seed(training.seed)
     levels = model.model_sampling.sigmas.float().to(device)
     batches = iter(training.batches)
-    options = create_model_options_clone(model_options)
-    options.setdefault("transformer_options", {})["optimized_attention_override"] = differentiable_attention
+    options = differentiable_options(model_options)
 
     def predict(x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
         tokens, pooled = zip(*(training.embeddings[prompt] for prompt in prompts), strict=True)
