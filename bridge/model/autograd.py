@@ -90,6 +90,7 @@ class GradientRegion:
                 self.aliases += aliases(root)
                 patcher = getattr(root, "current_patcher", None)
                 self.replace(network, patcher if patcher is not None and patcher.hook_patches else None)
+        self.storages = {module.weight.untyped_storage().data_ptr() for module, *_ in self.residents}
 
     def replace(self, network: nn.Module, swapper: ModelPatcher | None) -> None:
         """Finds the forwards of `network` that are replaced while the region is open. Blocks last: they run replaced layers."""
@@ -97,9 +98,8 @@ class GradientRegion:
         def put(modules: Iterable[nn.Module], wrap: Callable[[nn.Module], Callable]) -> None:
             self.forwards += [(module.__dict__, "forward", wrap(module)) for module in modules]
 
-        stay = swapper is None and not self.copies
         for module in weighted_modules(network):
-            if stay and is_resident(module):
+            if swapper is None and is_resident(module):
                 self.residents.append((module, module.weight, module.weight.data_ptr()))
                 put([module], as_resident)
             else:
@@ -144,6 +144,10 @@ class GradientRegion:
 
         return forward
 
+    def copied(self, tensor: Tensor) -> Tensor:
+        """A copy of what autograd saves, but of weights, which nothing writes to."""
+        return tensor if tensor.untyped_storage().data_ptr() in self.storages else tensor.clone()
+
     def moved(self) -> bool:
         """Whether the host has put weights elsewhere since they were looked at."""
         return any(
@@ -168,7 +172,7 @@ class GradientRegion:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             if self.copies:
-                stack.enter_context(saved_tensors_hooks(Tensor.clone, lambda tensor: tensor))
+                stack.enter_context(saved_tensors_hooks(self.copied, lambda tensor: tensor))
             stack.enter_context(replaced((place, name, alias) for place, name, _, alias in self.aliases))
             stack.enter_context(replaced(self.forwards))
             yield

@@ -7,8 +7,8 @@ for that of another conditioning (hook LoRAs) before the backward pass. Plain au
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import comfy.ops
 import torch
@@ -19,7 +19,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .inference_tensors import AliasInferenceTensors, plain_alias
+from .inference_tensors import AliasInferenceTensors
 
 HAS_UNCAST = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters
 
@@ -58,34 +58,27 @@ class Operation:
         """Whose weights are in the model now."""
         return None if self.swapper is None else self.swapper.current_hooks
 
+    def weights_of(self, hooks: HookGroup | None, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
+        """Weight and bias for an input like `like`, as they were in the pass of `hooks`."""
+        self.restore(hooks)
+        return host_weights(self.module, like)
+
     def restore(self, hooks: HookGroup | None) -> None:
         """Has the host put the weights of `hooks` back."""
         if self.swapper is not None:
             self.swapper.apply_hooks(hooks)
-
-    def with_weights(self, like: Tensor, compute: Callable[[Tensor, Tensor | None], Any]) -> Any:
-        """`compute(weight, bias)` with what the host would compute with for an input like `like`."""
-        module = self.module
-        weight = module.weight
-        if weight.dtype == like.dtype and weight.device == like.device and is_plain(module):
-            return compute(weight, module.bias)
-        with host_weights(module, like) as (weight, bias):
-            return compute(weight, bias)
 
 
 class LinearOp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, op: Operation) -> Tensor:
         ctx.op, ctx.hooks = op, op.hooks()
-        y = op.forward(x)
-        # A view would forbid the in-place additions that some models do to it.
-        return plain_alias(y) if y._is_view() else y
+        return op.forward(x).data  # no view, which would forbid the in-place additions that some models do to it
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor):
-        ctx.op.restore(ctx.hooks)
-        return ctx.op.with_weights(gradient, lambda weight, _: gradient @ weight), None
+        with ctx.op.weights_of(ctx.hooks, gradient) as (weight, _):
+            return gradient @ weight, None
 
 
 class Conv2dOp(torch.autograd.Function):
@@ -95,18 +88,14 @@ class Conv2dOp(torch.autograd.Function):
         return op.forward(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor):
         conv = ctx.op.module
-
-        def x_gradient(weight: Tensor, _) -> Tensor:
-            return torch.ops.aten.convolution_backward(
+        with ctx.op.weights_of(ctx.hooks, gradient) as (weight, _):
+            x_gradient, _, _ = torch.ops.aten.convolution_backward(
                 gradient, gradient.new_empty(ctx.x_shape), weight, None, conv.stride, conv.padding, conv.dilation,
                 False, (0, 0), conv.groups, (True, False, False),
-            )[0]  # fmt: skip
-
-        ctx.op.restore(ctx.hooks)
-        return ctx.op.with_weights(gradient, x_gradient), None
+            )  # fmt: skip
+            return x_gradient, None
 
 
 class GroupNormOp(torch.autograd.Function):
@@ -114,52 +103,41 @@ class GroupNormOp(torch.autograd.Function):
     def forward(ctx, x: Tensor, op: Operation) -> Tensor:
         norm, x = op.module, x.contiguous()
         samples, channels = x.shape[:2]
-        sizes = samples, channels, x.numel() // (samples * channels), norm.num_groups
-        y, mean, rstd = op.with_weights(
-            x, lambda weight, bias: torch.ops.aten.native_group_norm(x, weight, bias, *sizes, norm.eps)
-        )
-        ctx.op, ctx.hooks, ctx.sizes = op, op.hooks(), sizes
+        ctx.sizes = samples, channels, x.numel() // (samples * channels), norm.num_groups
+        ctx.op, ctx.hooks = op, op.hooks()
+        with host_weights(norm, x) as (weight, bias):
+            y, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, *ctx.sizes, norm.eps)
         ctx.save_for_backward(x, mean, rstd)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor):
-        (x, mean, rstd), gradient = ctx.saved_tensors, gradient.contiguous()
-
-        def x_gradient(weight: Tensor, _) -> Tensor:
-            return torch.ops.aten.native_group_norm_backward(
-                gradient, x, mean, rstd, weight, *ctx.sizes, (True, False, False)
-            )[0]  # fmt: skip
-
-        ctx.op.restore(ctx.hooks)
-        return ctx.op.with_weights(gradient, x_gradient), None
+        x, mean, rstd = ctx.saved_tensors
+        with ctx.op.weights_of(ctx.hooks, gradient) as (weight, _):
+            x_gradient, _, _ = torch.ops.aten.native_group_norm_backward(
+                gradient.contiguous(), x, mean, rstd, weight, *ctx.sizes, (True, False, False)
+            )
+            return x_gradient, None
 
 
 class LayerNormOp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, op: Operation) -> Tensor:
         norm = op.module
-        y, mean, rstd = op.with_weights(
-            x, lambda weight, bias: torch.ops.aten.native_layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
-        )
         ctx.op, ctx.hooks = op, op.hooks()
+        with host_weights(norm, x) as (weight, bias):
+            y, mean, rstd = torch.ops.aten.native_layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
         ctx.save_for_backward(x, mean, rstd)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor):
         x, mean, rstd = ctx.saved_tensors
-        shape = ctx.op.module.normalized_shape
-
-        def x_gradient(weight: Tensor, _) -> Tensor:
-            return torch.ops.aten.native_layer_norm_backward(
-                gradient, x, shape, mean, rstd, weight, None, (True, False, False)
-            )[0]  # fmt: skip
-
-        ctx.op.restore(ctx.hooks)
-        return ctx.op.with_weights(gradient, x_gradient), None
+        with ctx.op.weights_of(ctx.hooks, gradient) as (weight, _):
+            x_gradient, _, _ = torch.ops.aten.native_layer_norm_backward(
+                gradient, x, ctx.op.module.normalized_shape, mean, rstd, weight, None, (True, False, False)
+            )
+            return x_gradient, None
 
 
 class RepeatedOp(torch.autograd.Function):
@@ -172,8 +150,7 @@ class RepeatedOp(torch.autograd.Function):
     def forward(ctx, x: Tensor, op: Operation, run: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.op, ctx.hooks, ctx.run = op, op.hooks(), run
         ctx.save_for_backward(x)
-        y = run(x)
-        return plain_alias(y) if y._is_view() else y
+        return run(x).data
 
     @staticmethod
     @once_differentiable
@@ -195,7 +172,6 @@ class GatedGelu(torch.autograd.Function):
         return x * F.gelu(gate)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor):
         x, gate = ctx.saved_tensors[0].chunk(2, dim=-1)
         return torch.cat((gradient * F.gelu(gate), torch.ops.aten.gelu_backward(gradient * x, gate)), dim=-1)
@@ -224,7 +200,7 @@ def weighted_modules(root: nn.Module) -> Iterator[nn.Module]:
 
 def without_graph(y: Tensor) -> Tensor:
     """The result of an operation whose input has no gradient. Some models add in place to it, which a view would forbid."""
-    return plain_alias(y) if y.requires_grad or y._is_view() else y
+    return y.data if y.requires_grad or y._is_view() else y
 
 
 def as_weighted_op(module: nn.Module, swapper: ModelPatcher | None) -> Callable[..., Tensor]:
