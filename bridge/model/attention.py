@@ -4,6 +4,7 @@ A hooked model only carries the choice of layers. The hooks themselves exist in 
 model gives bit-identical images everywhere else.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -46,12 +47,10 @@ class Capture:
 
     self_attention: dict[tuple[Layer, int], Tensor] = field(default_factory=dict)
     cross_attention: dict[tuple[Layer, int], Tensor] = field(default_factory=dict)
-    observed: bool = False
 
-    def file(self, maps: dict[tuple[Layer, int], Tensor], value: Tensor, options: dict) -> None:
-        """Keeps `value` of the running layer, but for what a checkpointed block computes again after the pass was observed."""
-        if self.observed:
-            return
+    @staticmethod
+    def file(maps: dict[tuple[Layer, int], Tensor], value: Tensor, options: dict) -> None:
+        """Files what the running layer shows of each entry."""
         entries = options["uuids"]
         for entry, chunk in zip(entries, value.chunk(len(entries)), strict=True):
             if isinstance(entry, int):
@@ -62,8 +61,7 @@ class Capture:
         return [entry | {"uuid": number} for number, entry in enumerate(cond)]
 
     def observation(self) -> Observation:
-        """All maps in an order that depends on layers and entries alone. The pass is over."""
-        self.observed = True
+        """All maps in an order that depends on layers and entries alone."""
         return Observation(
             cross_attention={key: self.cross_attention[key] for key in sorted(self.cross_attention)},
             self_attention={key: self.self_attention[key] for key in sorted(self.self_attention)},
@@ -80,6 +78,13 @@ def too_large(options: dict, max_side: int) -> bool:
 
 
 def self_attention_hook(layers: HookedLayers, capture: Capture) -> Callable:
+    """Files the output of self-attention while the `capture` is there.
+
+    Checkpointed blocks keep their hooks for a second run, long after the pass. If the hooks kept the capture, it and its maps would
+    keep each other for ever.
+    """
+    place = weakref.ref(capture)
+
     def read(n: Tensor, options: dict) -> Tensor:
         if current_layer(options) in layers.self_attention and not too_large(options, layers.max_side):
             height, width = options["activations_shape"][-2:]
@@ -88,7 +93,8 @@ def self_attention_hook(layers: HookedLayers, capture: Capture) -> Callable:
                     f"a self-attention layer has {n.shape[1]} tokens for a {height}x{width} map: another patch merges tokens. "
                     "Remove it (ToMe, HyperTile) from the model"
                 )
-            capture.file(capture.self_attention, rearrange(n, "b (h w) c -> b c h w", h=height), options)
+            if (capture := place()) is not None:
+                capture.file(capture.self_attention, rearrange(n, "b (h w) c -> b c h w", h=height), options)
         return n
 
     return read
@@ -96,6 +102,7 @@ def self_attention_hook(layers: HookedLayers, capture: Capture) -> Callable:
 
 def cross_attention_hook(layers: HookedLayers, capture: Capture, previous: Callable | None) -> Callable:
     """Explicit attention that files its probabilities; a `previous` replacement still decides the output of the layer."""
+    place = weakref.ref(capture)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, options: dict, **kwargs) -> Tensor:
         heads = options["n_heads"]
@@ -107,7 +114,8 @@ def cross_attention_hook(layers: HookedLayers, capture: Capture, previous: Calla
         scores = (q_heads.float() @ k_heads.float().transpose(-1, -2)) * q_heads.shape[-1] ** -0.5
         probabilities = scores.softmax(-1)
         height = options["activations_shape"][-2]
-        capture.file(capture.cross_attention, rearrange(probabilities, "b n (h w) t -> b n h w t", h=height), options)
+        if (capture := place()) is not None:
+            capture.file(capture.cross_attention, rearrange(probabilities, "b n (h w) t -> b n h w t", h=height), options)
         if previous is not None:
             return previous(q, k, v, options, **kwargs)
         return rearrange(probabilities.to(v.dtype) @ v_heads, "b h n d -> b n (h d)")
