@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 CHECKPOINTED = 0.3
 """Share of autograd's memory that is left with checkpointing (benchmarks/training_memory.py: 0.27 for SD1.5, 0.2 for SDXL)."""
 
+
 def new_adapters(model: ModelPatcher, rank: int, seed: int) -> dict[str, LowRank]:
     """Adapters of all attention projections, by name, that change nothing yet."""
     generator = torch.Generator().manual_seed(seed)

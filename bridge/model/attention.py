@@ -80,7 +80,7 @@ def too_large(options: dict, max_side: int) -> bool:
 def self_attention_hook(layers: HookedLayers, capture: Capture) -> Callable:
     """Files the output of self-attention while the `capture` is there.
 
-    Checkpointed blocks keep their hooks for a second run, long after the pass. If the hooks kept the capture, it and its maps would
+    Checkpointed blocks keep their hooks for a second run, long after the pass. If hooks kept the capture, it and its maps would
     keep each other for ever.
     """
     place = weakref.ref(capture)
@@ -136,7 +136,9 @@ def differentiable_attention(previous: Callable | None) -> Callable:
         out = previous(attention_pytorch, q, *args, **kwargs)
         if torch.is_grad_enabled() and q.requires_grad and not out.requires_grad:
             name = f"{previous.__module__}.{previous.__qualname__}"
-            raise ValueError(f"the attention that another node put into the model ({name}) has no gradient; remove it from the model")
+            raise ValueError(
+                f"the attention that another node put into the model ({name}) has no gradient; remove it from the model"
+            )
         return out
 
     return attend
@@ -164,8 +166,8 @@ def differentiable_options(model_options: dict) -> dict:
 def capture_options(model_options: dict, layers: HookedLayers, capture: Capture, differentiable: bool) -> dict:
     """A copy of `model_options` under which a pass of the model fills `capture`.
 
-    A pass with gradients needs `differentiable`, and so does every pass that it is compared with: what a patch does to one pass it
-    must do to the other.
+    A pass with gradients needs `differentiable`, and so does every pass that it is compared with: what a patch does to one pass
+    it must do to the other.
     """
     model_options = (differentiable_options if differentiable else uncompiled)(model_options)
     options = model_options["transformer_options"]

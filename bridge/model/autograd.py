@@ -1,8 +1,8 @@
 """Exact gradients through the host's models.
 
-The host executes nodes in inference mode, and its weights and conditionings may be inference tensors, which autograd refuses. Here
-they are aliased: parameters once a run, inputs at the door of each network. Weights that the host may move, cast, patch or swap
-before the backward pass are never saved (weighted_ops); the others run by plain autograd.
+The host executes nodes in inference mode, and its weights and conditionings may be inference tensors, which autograd refuses.
+Here they are aliased: parameters once a run, inputs at the door of each network. Weights that the host may move, cast, patch or
+swap before the backward pass are never saved (weighted_ops); the others run by plain autograd.
 """
 
 import contextlib
@@ -24,9 +24,13 @@ from .facts import gated_gelus, is_unet, repeated_blocks
 from .inference_tensors import REFUSAL, AliasInferenceTensors, all_savable, plain_alias
 from .weighted_ops import as_gated_gelu, as_resident, as_weighted_op, is_resident, weighted_modules
 
-BACKWARD_MEMORY = 10
-"""Memory of a pass with gradients in units of the host's estimate for one without (benchmarks/backward_memory.py): autograd keeps
-0.6 GiB for SD1.5 at 512x512 and 4.8 GiB for SDXL at 1024x1024 in float16, of which the host expects 0.16 and 0.5 under CFG."""
+BACKWARD_MEMORY, CHECKPOINTED_MEMORY = 12, 5
+"""Memory of a guided step, without and with checkpointing, in units of what the host expects of a plain step under CFG.
+
+Counted as live bytes on the meta device, in float16, with fused attention, both losses and the pass of the reference: 0.81 and
+0.36 GiB for SD1.5 at 512x512 (5.1 and 2.3 times what the host expects), 5.1 and 2.1 GiB for SDXL at 1024x1024 (10.0 and 4.0), and
+a fifth for what no count sees.
+"""
 
 MISSING = object()
 
@@ -69,8 +73,8 @@ class GradientRegion:
 
     `roots` are BaseModels, whose hook LoRAs are then put back for each backward pass, and networks beside them (ControlNets).
     `writes_in_place` keeps copies of what autograd saves: for models that go on to write to it (ControlNet and patches of other
-    nodes may, and networks that are no U-Net do). `checkpointing` keeps the inputs of blocks alone and computes the rest again in the
-    backward pass.
+    nodes may, and networks that are no U-Net do). `checkpointing` keeps the inputs of blocks alone and computes the rest again in
+    the backward pass.
     """
 
     def __init__(self, roots: Sequence[nn.Module], checkpointing: bool = False, writes_in_place: bool = False):
@@ -175,7 +179,12 @@ class GradientRegion:
                 stack.enter_context(saved_tensors_hooks(self.copied, lambda tensor: tensor))
             stack.enter_context(replaced((place, name, alias) for place, name, _, alias in self.aliases))
             stack.enter_context(replaced(self.forwards))
-            yield
+            try:
+                yield
+            except BaseException:
+                # Autograd keeps the error of a backward pass, and all that the pass held, until it runs again.
+                torch.ones((), requires_grad=True).clone().backward()
+                raise
 
 
 def autograd_region(
@@ -192,10 +201,11 @@ def may_write_in_place(conds: Iterable[Sequence[Mapping[str, Any]]], model_optio
     return acts or any(name in entry for cond in conds for entry in cond for name in ("control", "hooks", "gligen"))
 
 
-def reserve_for_backward(model_options: dict) -> None:
+def reserve_for_backward(model_options: dict, checkpointing: bool = False) -> None:
     """Has the host free memory for passes with gradients before it loads the model of a run with these options."""
+    factor = CHECKPOINTED_MEMORY if checkpointing else BACKWARD_MEMORY
 
     def prepare(executor, model, noise_shape, *args, **kwargs):
-        return executor(model, [noise_shape[0] * BACKWARD_MEMORY, *noise_shape[1:]], *args, **kwargs)
+        return executor(model, [noise_shape[0] * factor, *noise_shape[1:]], *args, **kwargs)
 
     add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "zerocon", prepare, model_options, is_model_options=True)

@@ -79,7 +79,9 @@ class Repeatable:
         return {number: tensor for number, (tensor, _) in enumerate(kept)}
 
 
-def as_checkpoint(block: nn.Module, again: Callable[[], Callable[[], AbstractContextManager]], copies: bool) -> Callable[..., Any]:
+def as_checkpoint(
+    block: nn.Module, again: Callable[[], Callable[[], AbstractContextManager]], copies: bool
+) -> Callable[..., Any]:
     """The forward of `block` as a `Repeatable`. `again()` is asked at the first run for the context of the second."""
     original = block.forward
 

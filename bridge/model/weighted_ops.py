@@ -1,7 +1,8 @@
 """Operations with weights that autograd never saves: each asks the host for its weight again in the backward pass.
 
-The host may cast, patch or move a weight for each use, stream it through a buffer that the next operation overwrites, and swap it
-for that of another conditioning (hook LoRAs) before the backward pass. Plain autograd would be silently wrong on all but the first.
+The host may cast, patch or move a weight for each use, stream it through a buffer that the next operation overwrites, and swap
+it for that of another conditioning (hook LoRAs) before the backward pass. Plain autograd would keep the first and be silently
+wrong on the others.
 """
 
 import contextlib
@@ -205,7 +206,8 @@ def without_graph(y: Tensor) -> Tensor:
 
 def as_weighted_op(module: nn.Module, swapper: ModelPatcher | None) -> Callable[..., Tensor]:
     """The forward of `module` as an operation whose weight autograd does not save."""
-    op, native, original, enabled = Operation(module, module.forward, swapper), native_op(module), module.forward, torch.is_grad_enabled
+    native, original, enabled = native_op(module), module.forward, torch.is_grad_enabled
+    op = Operation(module, original, swapper)
 
     def native_forward(x: Tensor) -> Tensor:
         if not enabled():

@@ -71,7 +71,8 @@ def plain_gradient(*models_and_conds) -> torch.Tensor:
     """Of the mean of the predictions, by autograd alone, through models whose weights nothing swaps."""
     with torch.enable_grad():
         x = X.clone().requires_grad_(True)
-        outs = [probed(guider_of(m, {"positive": c}), lambda g, options: predicted(g, x, "positive", options)) for m, c in models_and_conds]
+        guiders = [guider_of(model, {"positive": cond}) for model, cond in models_and_conds]
+        outs = [probed(guider, lambda guider, options: predicted(guider, x, "positive", options)) for guider in guiders]
         return torch.autograd.grad((sum(outs) / len(outs)).square().mean(), x)[0]
 
 
