@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import comfy.model_management
 import comfy.samplers
@@ -18,35 +19,68 @@ from ..model.facts import HookedLayers
 from .hosted import Run, guider_of, run_hosted
 
 
-def scorer(run: Run, name: str, layers: HookedLayers) -> Scorer:
+def scorer(run: Run, name: str, layers: HookedLayers, differentiable: bool) -> Scorer:
     """The model under the condition `name`, with the host's CFG around our passes.
 
     A latent without gradients runs both branches of CFG in one batch. One with them runs the conditional branch apart: the score
-    of CFG is a value, and the features alone carry gradients.
+    of CFG is a value, and the features alone carry gradients. `differentiable` is for scores of which one has gradients: then
+    all are asked in the same way, and where patches could tell one batch from two, always in two.
     """
     model, cond, negative = run.model, Capture.numbered(run.conds[name]), run.conds["negative"]
+    apart = differentiable and run.patched
 
     def score(x: Tensor, sigma: Tensor) -> Score:
         capture = Capture()
-        options = capture_options(run.options, layers, capture, differentiable=x.requires_grad)
+        options = capture_options(run.options, layers, capture, differentiable)
         levels = sigma * x.new_ones(len(x))
 
         def passes(args: dict) -> list[Tensor]:
             value, (_, uncond) = args["input"], args["conds"]
-            if not x.requires_grad:
+            if not (apart or x.requires_grad):
                 return comfy.samplers.calc_cond_batch(model, [cond, uncond], value, levels, options)
-            with torch.enable_grad():
-                [conditional] = comfy.samplers.calc_cond_batch(model, [cond], x, levels, options)
-            return [conditional.detach(), *comfy.samplers.calc_cond_batch(model, [uncond], value, levels, run.options)]
+            [conditional] = comfy.samplers.calc_cond_batch(model, [cond], x, levels, options)
+            # In its place of CFG: patches may look at it.
+            unconditional = comfy.samplers.calc_cond_batch(model, [None, uncond], value, levels, options)[1]
+            return [conditional.detach(), unconditional]
 
-        with torch.no_grad():
-            value = x.detach()
-            denoised = comfy.samplers.sampling_function(
-                model, value, levels, negative, cond, run.guider.cfg, run.options | {"sampler_calc_cond_batch_function": passes}
-            )
-        return Score(run.noising.eps(value, sigma, denoised.float()), capture.observation().self_attention)
+        value = x.detach()
+        denoised = comfy.samplers.sampling_function(
+            model, value, levels, negative, cond, run.guider.cfg, run.options | {"sampler_calc_cond_batch_function": passes}
+        )
+        return Score(run.noising.eps(value, sigma, denoised.float()).detach(), capture.observation().self_attention)
 
     return score
+
+
+def check_repeatable(run: Run, score: Scorer) -> None:
+    """Raises ValueError where other nodes make the model answer the same question differently each time.
+
+    Source and edit would drift apart although nothing is asked of them: by chance (ToMe), or by what is kept from one answer for
+    the next (APG's momentum).
+    """
+    names = acting_names(run.options)
+    if not names:
+        return
+    x = run.noising.noised(run.latent, torch.ones_like(run.latent), run.sigmas[0])
+    first, second = (score(x, run.sigmas[0]).eps for _ in range(2))
+    if (first - second).norm() > 1e-3 * first.norm():
+        raise ValueError(
+            f"the model does not answer the same twice, so source and target cannot be compared; remove from it what does that, "
+            f"one of {', '.join(names)}"
+        )
+
+
+def acting_names(model_options: dict) -> list[str]:
+    """What other nodes put into the model to act in its passes or in CFG, by module and function."""
+    patches = model_options.get("transformer_options", {})
+    functions = [
+        *chain.from_iterable(patches.get("patches", {}).values()),
+        *chain.from_iterable(blocks.values() for blocks in patches.get("patches_replace", {}).values()),
+        *model_options.get("sampler_pre_cfg_function", []),
+        *model_options.get("sampler_post_cfg_function", []),
+        *(model_options[key] for key in ("sampler_cfg_function", "model_function_wrapper") if key in model_options),
+    ]
+    return sorted({f"{f.__module__}.{f.__qualname__}" if hasattr(f, "__qualname__") else type(f).__name__ for f in functions})
 
 
 def denoiser(run: Run, name: str) -> Denoiser:
@@ -82,6 +116,8 @@ class CDSSettings:
 def edit(run: Run, targets: list[str], settings: CDSSettings) -> tuple[list[Tensor], list[list[float]]]:
     """For each condition named in `targets`, the edited latent (B, C, H, W) and the loss of each iteration."""
     recording, losses = run.recording(settings.checkpointing), [[] for _ in targets]
+    score = partial(scorer, run, layers=settings.compared, differentiable=bool(settings.weights.w_cut))
+    check_repeatable(run, score("source"))
 
     def report(iteration: int, zs: list[Tensor], gradients: list[Gradient]) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -97,8 +133,8 @@ def edit(run: Run, targets: list[str], settings: CDSSettings) -> tuple[list[Tens
     edited = cds_optimize(
         run.noising,
         run.latent,
-        scorer(run, "source", settings.compared),
-        [scorer(run, target, settings.compared) for target in targets],
+        score("source"),
+        [score(target) for target in targets],
         run.sigmas,
         step_size=settings.step_size,
         weights=settings.weights,
@@ -133,6 +169,7 @@ def optimize(
         sigmas,
         mask=mask,
         backward=bool(settings.weights.w_cut or settings.ids_steps),
+        checkpointing=settings.checkpointing,
         callback=prepare_callback(model, len(sigmas)),
     )
     edited = [model.model.process_latent_out(z).to(latent_image.device) for z in edited]

@@ -141,14 +141,14 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
     def outer_sample(self, *args, **kwargs):
         self.last_run = None
         if self.guides:  # on the options of this run alone: the host copied them for it
-            reserve_for_backward(self.model_options)
+            reserve_for_backward(self.model_options, self.checkpointing)
         return super().outer_sample(*args, **kwargs)
 
     def inner_sample(self, noise, latent_image, device, sampler, sigmas, *args, **kwargs):
         free = None if self.mask is None else mask_of_latent(self.mask, latent_image).to(device)
         draws = torch.Generator().manual_seed(self.seed)
         guidance = Guidance(noising_of(self.inner_model.model_sampling), self.weights, draws, free)
-        self.run = GuidedRun(guidance, recording(self, self.checkpointing), sigmas, free)
+        self.run = GuidedRun(guidance, recording(self, self.model_options, self.checkpointing), sigmas, free)
         try:
             result = super().inner_sample(noise, latent_image, device, sampler, sigmas, *args, **kwargs)
             self.last_run = fingerprint(result), guidance.history
@@ -186,10 +186,11 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         """How far the guidance moves x (B, C, H, W) at noise levels timestep (B,)."""
 
         def look(x: Tensor, name: str) -> Observation:
-            return observe(self.inner_model, self.conds[name], x, timestep, model_options, self.layers)
+            # The source is compared with the edit, so both are asked in the same way.
+            return observe(self.inner_model, self.conds[name], x, timestep, model_options, self.layers, differentiable=True)
 
-        reference = look(self.source_at(timestep[0]).to(x), "source")
         with self.run.recording():
+            reference = look(self.source_at(timestep[0]).to(x), "source")
             return self.run.guidance.shift(lambda x: look(x, "positive"), x, timestep[0].clone(), reference)
 
     def history(self, result: Tensor) -> list[GuidedStep]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic, TypeVar
 
 import comfy.model_management
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ...zerocon_core.methods.cds import Recording
 from ...zerocon_core.noising import Noising
-from ..model.autograd import autograd_region, reserve_for_backward
+from ..model.autograd import GradientRegion, may_write_in_place, reserve_for_backward
 from ..model.conditioning import check_cover
 from ..model.noising import noising_of
 
@@ -60,15 +59,19 @@ class Run:
         comfy.model_management.throw_exception_if_processing_interrupted()
         return comfy.samplers.calc_cond_batch(self.model, conds, x, levels, self.options)
 
+    @property
+    def patched(self) -> bool:
+        """Whether something beside the model acts in its passes: patches and hooks of other nodes, ControlNets."""
+        return may_write_in_place(self.conds.values(), self.options)
+
     def recording(self, checkpointing: bool = False) -> Recording:
-        return recording(self.guider, checkpointing)
+        return recording(self.guider, self.options, checkpointing)
 
 
-def recording(guider: comfy.samplers.CFGGuider, checkpointing: bool = False) -> Recording:
-    """Opens where gradients flow through the models that the host has loaded for the run of `guider`."""
-    networks = [guider.inner_model.diffusion_model, *(extra.model for extra in guider.loaded_models)]
-    controlled = any("control" in entry for cond in guider.conds.values() for entry in cond)
-    return partial(autograd_region, networks, writes_in_place=controlled, checkpointing=checkpointing)
+def recording(guider: comfy.samplers.CFGGuider, model_options: dict, checkpointing: bool = False) -> Recording:
+    """Opens where gradients flow through the models that the host has loaded for the run of `guider`. Made once a run."""
+    models = [guider.inner_model, *(extra.model for extra in guider.loaded_models)]
+    return GradientRegion(models, checkpointing, may_write_in_place(guider.conds.values(), model_options)).recording
 
 
 class LoopSampler(comfy.samplers.Sampler, Generic[Result]):
@@ -96,16 +99,17 @@ def run_hosted(
     noise: Tensor | None = None,
     mask: Tensor | None = None,
     backward: bool = False,
+    checkpointing: bool = False,
     callback: Callable | None = None,
     seed: int | None = None,
 ) -> Result:
     """What `loop` returns when the host runs it over a LATENT's samples (B, C, H, W).
 
-    `backward` has the host free memory for passes with gradients before it loads the model.
+    `backward` has the host free memory for passes with gradients, as many as `checkpointing` leaves, before it loads the model.
     """
     if backward:
         guider.model_options = create_model_options_clone(guider.model_options)
-        reserve_for_backward(guider.model_options)
+        reserve_for_backward(guider.model_options, checkpointing)
     sampler = LoopSampler(loop)
     noise = torch.zeros_like(latent_image) if noise is None else noise
     guider.sample(noise, latent_image, sampler, sigmas, mask, callback, seed=seed)

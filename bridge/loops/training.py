@@ -11,13 +11,13 @@ import comfy.samplers
 import comfy.utils
 import torch
 from comfy.model_base import BaseModel
-from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...zerocon_core.language.directions import Embedding
 from ...zerocon_core.methods.finetune import Example, Losses, LossValues, LowRank, Objective, losses, training_steps
 from ..model.adapters import trainable
-from ..model.autograd import differentiable_attention
+from ..model.attention import differentiable_options
 from ..model.noising import noising_of
 from .hosted import Run, guider_of, run_hosted
 
@@ -114,8 +114,7 @@ def batch_losses(model: BaseModel, training: Training, model_options: dict, devi
     generator = torch.Generator().manual_seed(training.seed)
     levels = model.model_sampling.sigmas.float().to(device)
     batches = iter(training.batches)
-    options = create_model_options_clone(model_options)
-    options.setdefault("transformer_options", {})["optimized_attention_override"] = differentiable_attention
+    options = differentiable_options(model_options)
 
     def predict(x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
         tokens, pooled = zip(*(training.embeddings[prompt] for prompt in prompts), strict=True)

@@ -1,10 +1,13 @@
 """What is known of a loaded model: the host's U-Nets with their layers, and how an image becomes a latent."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
-from comfy.ldm.modules.attention import CrossAttention, SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.cldm.cldm import ControlNet
+from comfy.ldm.modules.attention import GEGLU, BasicTransformerBlock, CrossAttention, SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
@@ -53,6 +56,28 @@ def decoder_self_attention(unet: nn.Module) -> HookedLayers:
 def all_cross_attention(unet: nn.Module) -> HookedLayers:
     """The layers that pix2pix-zero reads."""
     return HookedLayers(frozenset(), frozenset(transformer_layers(unet)))
+
+
+def is_unet(network: nn.Module) -> bool:
+    """Whether `network` is one of the host's U-Nets, or a ControlNet of one."""
+    return isinstance(network, (UNetModel, ControlNet))
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks that hold most of what a pass of `network` computes, none inside another.
+
+    Those of a U-Net are its residual and transformer blocks; a SpatialTransformer of SDXL is ten of these deep. Other
+    architectures list their blocks directly under the network.
+    """
+    if is_unet(network):
+        return [module for module in network.modules() if isinstance(module, (ResBlock, BasicTransformerBlock))]
+    lists = [module for module in network.children() if isinstance(module, nn.ModuleList)]
+    return list(chain.from_iterable(lists))
+
+
+def gated_gelus(network: nn.Module) -> Iterator[nn.Module]:
+    """The host's gated feed-forwards, as they are."""
+    return (module for module in network.modules() if type(module) is GEGLU and "forward" not in module.__dict__)
 
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")

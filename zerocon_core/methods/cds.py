@@ -5,6 +5,7 @@ prompt, and move the edit along the difference of the two scores. CDS holds the 
 the source with the PatchNCE loss while it does so; they come from the same pass as the score.
 """
 
+import contextlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ def cds_optimize(
         noise = torch.randn(z_src.shape[1:], generator=draws).to(z_src).expand_as(z_src)
         if refine is not None:
             noise = refine(noise, sigma)
-        reference = source(noising.noised(z_src, noise, sigma), sigma)
+        with recording() if weights.w_cut else contextlib.nullcontext():
+            reference = source(noising.noised(z_src, noise, sigma), sigma)
         gradients = []
         for i, target in enumerate(targets):
             try:
