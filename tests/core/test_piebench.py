@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.piebench import METHODS, decode_mask, encode_mask, make_toy_set, parse, read_items, read_rows, summary
+from benchmarks.piebench.run import METHODS, decode_mask, encode_mask, make_toy_set, parse, read_items, read_rows, summary
 
 
 def test_masks_are_runs_over_the_rows_with_the_frame_set():

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from tools.piebench import METHODS, make_toy_set, parse, run
+from benchmarks.piebench.run import METHODS, make_toy_set, parse, run
 
 
 @pytest.fixture
