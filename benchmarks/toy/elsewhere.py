@@ -38,7 +38,7 @@ def read_cross_attention(options: dict, layers: HookedLayers, capture: Capture) 
 
 
 def read_output(options: dict, layers: HookedLayers, capture: Capture) -> None:
-    def file_eps(executor: Callable, x: Tensor, t: Tensor, concat, context, control, transformer_options: dict, **kwargs) -> Tensor:
+    def file_eps(executor: Callable, x: Tensor, t: Tensor, concat, context, control, transformer_options, **kwargs) -> Tensor:
         denoised = executor(x, t, concat, context, control, transformer_options, **kwargs)
         entries = transformer_options["uuids"]
         for entry, eps in zip(entries, ((x - denoised) / t.view(-1, 1, 1, 1)).chunk(len(entries)), strict=True):

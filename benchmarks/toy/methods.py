@@ -1,4 +1,4 @@
-"""The methods: each a value that is called with a batch of edits and returns the edited latents. Its `repr` is its whole setting."""
+"""The methods: each a value that is called with a batch of edits and returns the edited latents. Its `repr` says all of it."""
 
 from dataclasses import dataclass
 from typing import Literal
