@@ -22,8 +22,9 @@ PICTURED = [
 
 def plot(panels: dict[str, list[Row]], file: Path) -> None:
     """Success over preservation, a panel a title, a curve a method; points on the Pareto front are ringed."""
+    panels = {title: rows for title, rows in panels.items() if rows}
     figure = Figure(figsize=(6 * len(panels), 6), layout="constrained")
-    grid = figure.subplots(1, len(panels), sharey=True)
+    [grid] = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for axes, (title, rows) in zip(grid, panels.items(), strict=True):
         draw_panel(axes, rows)
         axes.set(xlabel="preservation: PSNR where the true edit changes nothing, dB", ylim=(35, 103))
