@@ -161,7 +161,7 @@ def demo(comfyui: Path) -> int:
 
 
 def piebench(comfyui: Path, arguments: list[str]) -> int:
-    from tools.piebench import model_paths, parse, run  # needs the environment
+    from benchmarks.piebench.run import model_paths, parse, run  # needs the environment
 
     options = parse(arguments)
     say(f"Starting ComfyUI {comfyui_version(comfyui)}")

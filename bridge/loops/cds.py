@@ -1,5 +1,6 @@
 """The core's CDS, hosted: our passes inside the host's own CFG."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -113,10 +114,14 @@ class CDSSettings:
         return HookedLayers(self.layers.self_attention if self.weights.w_cut else frozenset(), max_side=self.layers.max_side)
 
 
-def edit(run: Run, targets: list[str], settings: CDSSettings) -> tuple[list[Tensor], list[list[float]]]:
-    """For each condition named in `targets`, the edited latent (B, C, H, W) and the loss of each iteration."""
+def edit(
+    run: Run, targets: list[str], settings: CDSSettings, score: Callable[[str], Scorer]
+) -> tuple[list[Tensor], list[list[float]]]:
+    """For each condition named in `targets`, the edited latent (B, C, H, W) and the loss of each iteration.
+
+    `score` gives the scorer of a condition by its name.
+    """
     recording, losses = run.recording(settings.checkpointing), [[] for _ in targets]
-    score = partial(scorer, run, layers=settings.compared, differentiable=bool(settings.weights.w_cut))
     check_repeatable(run, score("source"))
 
     def report(iteration: int, zs: list[Tensor], gradients: list[Gradient]) -> None:
@@ -161,10 +166,15 @@ def optimize(
     Where `mask` (B, 1, H, W) is 0 the edits are the source bit for bit.
     """
     names = [f"target {number}" for number in range(len(targets))]
+
+    def loop(run: Run) -> tuple[list[Tensor], list[list[float]]]:
+        score = partial(scorer, run, layers=settings.compared, differentiable=bool(settings.weights.w_cut))
+        return edit(run, names, settings, score)
+
     sigmas = model.get_model_object("model_sampling").sigma(settings.timesteps)
     edited, losses = run_hosted(
         guider_of(model, settings.cfg, source=source, negative=negative, **dict(zip(names, targets, strict=True))),
-        lambda run: edit(run, names, settings),
+        loop,
         latent_image,
         sigmas,
         mask=mask,

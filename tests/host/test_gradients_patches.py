@@ -5,9 +5,10 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
-from test_gradients_swapped import guider_of, probed
+from test_gradients_swapped import probed
 from tiny import WIDTH, conditioning, fingerprint, randn, relative_error, tiny_unet
-from zerocon_pack.bridge.loops.cds import CDSGuider
+from zerocon_pack.bridge.loops.cds import scorer
+from zerocon_pack.bridge.loops.hosted import Run, guider_of, run_hosted
 from zerocon_pack.bridge.model.attention import differentiable_options, observe
 from zerocon_pack.bridge.model.autograd import GradientRegion
 from zerocon_pack.bridge.model.facts import HookedLayers, transformer_layers
@@ -90,14 +91,14 @@ def conditions_of_a_score(gradients: bool) -> set:
 
     model = tiny_unet()
     model.set_model_attn1_output_patch(look)
-    guider = CDSGuider(model, conditioning(1), [conditioning(2)], conditioning(3), 5.0, gradients=True)
+    conds = {"source": conditioning(1), "target": conditioning(2), "negative": conditioning(3)}
 
-    def score(guider, options):
-        with GradientRegion([guider.inner_model]).recording():
-            guider.scorer("target 0", layers_of(guider.inner_model), options)(X.clone().requires_grad_(gradients), SIGMA[0])
+    def ask(run: Run) -> None:
+        with run.recording()():
+            scorer(run, "target", layers_of(run.model), differentiable=True)(X.clone().requires_grad_(gradients), SIGMA[0])
 
     with torch.inference_mode():
-        probed(guider, score)
+        run_hosted(guider_of(model, 5.0, **conds), ask, torch.zeros_like(X), SIGMA)
     return conditions
 
 
@@ -178,7 +179,7 @@ def test_a_compiled_model_is_hooked_as_it_is_and_stays_compiled_elsewhere():
 
     cond = {"positive": conditioning(1)}
     with torch.inference_mode():
-        plain, hooked, again, gradient = probed(guider_of(model, cond), take)
-        *_, expected = probed(guider_of(tiny_unet(), cond), take)
+        plain, hooked, again, gradient = probed(guider_of(model, **cond), take)
+        *_, expected = probed(guider_of(tiny_unet(), **cond), take)
     assert (plain > 0, hooked, again) == (True, 0, plain)
     assert torch.equal(gradient, expected)

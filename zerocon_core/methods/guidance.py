@@ -89,7 +89,7 @@ class Guidance:
         self.generator = generator
         self.free = free if free is not None and free.any() else None
         self.history: list[GuidedStep] = []
-        self.cut_weight = torch.tensor(weights.lambda_cut, dtype=torch.float64)
+        self.cut_weight: Tensor | float = weights.lambda_cut
         """The factor on L_cut: a scalar, with relative weights one a sample from the first step on."""
 
     def shift(self, observe: Callable[[Tensor], Observation], x: Tensor, sigma: Tensor, reference: Observation) -> Tensor:
@@ -126,8 +126,9 @@ class Guidance:
         if w.measures_scale and not self.history:
             (xa_gradient,) = torch.autograd.grad(xa.sum(), x, retain_graph=True)
             (cut_gradient,) = torch.autograd.grad(cut.sum(), x)
-            self.cut_weight = w.lambda_cut * w.lambda_xa * (lengths(xa_gradient) / lengths(cut_gradient).clamp_min(1e-12))
-            return w.lambda_xa * xa_gradient + per_sample(self.cut_weight, x) * cut_gradient
+            ratio = lengths(xa_gradient) / lengths(cut_gradient).clamp_min(1e-12)
+            self.cut_weight = factor = w.lambda_cut * w.lambda_xa * ratio
+            return w.lambda_xa * xa_gradient + per_sample(factor, x) * cut_gradient
         (gradient,) = torch.autograd.grad((w.lambda_xa * xa + self.cut_weight * cut).sum(), x)
         return gradient
 

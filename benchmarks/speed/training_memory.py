@@ -1,6 +1,6 @@
 """Memory of contrastive fine-tuning on real-sized U-Nets in float16, counted on tensors without contents.
 
-    python benchmarks/training_memory.py --comfyui PATH
+    python -m benchmarks.speed.training_memory
 
 One image a pass with four target prompts, LoRA of rank 8. An estimate: the weights, what autograd keeps, and the adapters with
 gradients and moments. With checkpointing, autograd keeps the inputs of the blocks and at most one block's inside. Attention is
@@ -8,16 +8,18 @@ taken to keep queries, keys, values and output, as the fused kernels on a GPU do
 the text encoder and the VAE are not counted.
 """
 
-import argparse
-import sys
-from pathlib import Path
-
 import torch
-from backward_memory import SD15, SDXL, FusedAttention
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
+from zerocon_pack.bridge.loops.training import trainable
+from zerocon_pack.bridge.model.autograd import autograd_region
+from zerocon_pack.bridge.model.facts import attention_projections
+from zerocon_pack.zerocon_core.methods.finetune import LowRank
 
-sys.path.append(str(Path(__file__).parents[1] / "training"))
-from common import pack, start_host
+from ..tables import markdown
+from .memory import fused
+from .shapes import CONFIGS, TOKENS, meta_unet
 
 SAMPLES, RANK = 5, 8
 GIB = 2**30
@@ -56,50 +58,40 @@ def size(storages: dict[int, torch.UntypedStorage]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def training_gib(config: dict, side: int) -> tuple[float, float, float, float]:
+def training_gib(family: str, side: int) -> tuple[float, float, float, float]:
     """Weights, adapters, and what autograd keeps without and with checkpointing, for latents of side x side."""
-    import comfy.ops
-    from comfy.ldm.modules.attention import SpatialTransformer
-    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
-
-    autograd, finetune, core = pack("bridge.model.autograd"), pack("bridge.loops.training"), pack("zerocon_core.methods.finetune")
-    unet = UNetModel(
-        image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False,
-        dtype=torch.float16, device="meta", operations=comfy.ops.manual_cast, **config,
-    )  # fmt: skip
-    unet.requires_grad_(False)
+    unet, config = meta_unet(family, torch.float16), CONFIGS[family]
     model = nn.ModuleDict({"diffusion_model": unet})
     adapters = {
-        name: core.LowRank.neutral(layer.in_features, layer.out_features, RANK, torch.Generator()).to("meta")
-        for name, layer in finetune.attention_projections(model).items()
+        name: LowRank.neutral(layer.in_features, layer.out_features, RANK, torch.Generator()).to("meta")
+        for name, layer in attention_projections(model).items()
     }
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(SAMPLES, *shape, device="meta", dtype=torch.float16)
 
     saved = Saved([module for module in unet.modules() if isinstance(module, (ResBlock, SpatialTransformer))])
-    options = {"optimized_attention_override": lambda func, q, k, v, *args, **kwargs: FusedAttention.apply(q, k, v)}
-    vector = {"y": empty(config["adm_in_channels"])} if "adm_in_channels" in config else {}
+    options = {"optimized_attention_override": fused}
+    vector = {"y": empty(config["adm_in_channels"])} if config["adm_in_channels"] else {}
     with (
-        autograd.autograd_region([unet]),
-        finetune.trainable(model, adapters),
+        autograd_region([unet]),
+        trainable(model, adapters),
         torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor),
     ):
-        unet(empty(4, side, side), empty(), context=empty(77, config["context_dim"]), transformer_options=options, **vector)
+        unet(empty(4, side, side), empty(), context=empty(TOKENS, config["context_dim"]), transformer_options=options, **vector)
     weights = sum(p.nbytes for p in unet.parameters())
     trained = 4 * sum(p.nbytes for adapter in adapters.values() for p in adapter.parameters())
     return tuple(value / GIB for value in (weights, trained, size(saved.all), size(saved.outside) + saved.largest))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True)
-    start_host(parser.parse_args().comfyui)
-    print("| model | image | weights | adapters | autograd | in all | autograd, checkpointing | in all |\n" + "|---" * 8 + "|")
-    for name, config, side in (("SD1.5", SD15, 64), ("SD1.5", SD15, 96), ("SDXL", SDXL, 128)):
-        weights, trained, plain, checkpointed = training_gib(config, side)
+    lines = []
+    for family, side in (("SD1.5", 64), ("SD1.5", 96), ("SDXL", 128)):
+        weights, trained, plain, checkpointed = training_gib(family, side)
         cells = (weights, trained, plain, weights + trained + plain, checkpointed, weights + trained + checkpointed)
-        print(f"| {name} | {side * 8}x{side * 8} | " + " | ".join(f"{value:.2f} GiB" for value in cells) + " |")
+        lines.append([family, f"{side * 8}x{side * 8}", *(f"{value:.2f} GiB" for value in cells)])
+    head = ["model", "image", "weights", "adapters", "autograd", "in all", "autograd, checkpointing", "in all"]
+    print(markdown(head, lines))
 
 
 if __name__ == "__main__":
