@@ -62,9 +62,10 @@ def check_repeatable(run: Run, score: Scorer) -> None:
     names = acting_names(run.options)
     if not names:
         return
-    x = run.noising.noised(run.latent, torch.ones_like(run.latent), run.sigmas[0])
-    first, second = (score(x, run.sigmas[0]).eps for _ in range(2))
-    if (first - second).norm() > 1e-3 * first.norm():
+    noise = torch.ones_like(run.latent)
+    questions = [run.noising.noised(run.latent, sign * noise, run.sigmas[0]) for sign in (1, -1, 1)]
+    first, _, again = (score(x, run.sigmas[0]).eps for x in questions)
+    if (first - again).norm() > 1e-3 * first.norm():
         raise ValueError(
             f"the model does not answer the same twice, so source and target cannot be compared; remove from it what does that, "
             f"one of {', '.join(names)}"

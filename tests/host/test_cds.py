@@ -4,6 +4,7 @@ from collections import Counter
 
 import comfy.model_management
 import comfy.samplers
+import nodes
 import pytest
 import torch
 import torch.nn.functional as F
@@ -264,7 +265,45 @@ def test_patches_of_the_model_decide_the_score():
     expected = edit(tiny_unet(), latent, cfg=1.0)
     model.set_model_sampler_post_cfg_function(post_cfg)
     assert relative_error(edit(model, latent, cfg=7.0), expected) < 1e-5
-    assert seen == [7.0] * (2 + 2 * len(TIMESTEPS)), "twice before the first iteration, to see that it answers the same"
+    assert seen == [7.0] * (3 + 2 * len(TIMESTEPS)), "three times before the first iteration, to see that it answers the same"
+
+
+def patched_by(name: str, **inputs):
+    """A model with a node of the host on it."""
+    return nodes.NODE_CLASS_MAPPINGS[name].execute(tiny_unet(), **inputs).args[0]
+
+
+@pytest.mark.parametrize(
+    "node, inputs",
+    [
+        ("NAGuidance", dict(nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)),
+        ("PerturbedAttentionGuidance", dict(scale=3.0)),
+        ("FreeU_V2", dict(b1=1.3, b2=1.4, s1=0.9, s2=0.2)),
+        ("APG", dict(eta=1.0, norm_threshold=5.0, momentum=0.0)),
+    ],
+)
+def test_equal_prompts_do_not_move_whatever_is_on_the_model(node, inputs):
+    """Source and target are asked in the same way, with gradients on one side and without on the other."""
+    kind = nodes.NODE_CLASS_MAPPINGS.get(node)
+    if kind is None or not hasattr(kind, "execute"):
+        pytest.skip(f"this host has no {node} of the kind that is called here")
+    model, latent = patched_by(node, **inputs), randn(1, 4, 16, 12)
+    indifferent = CDSWeights(w_cut=3.0, patchnce=PatchNCE(temperature=1e9))  # passes with gradients, but no contrast
+    assert relative_error(edit(model, latent, indifferent), latent) > 0.1, "another prompt must matter"
+    for weights in (indifferent, CDSWeights(w_cut=0.0)):
+        assert relative_error(edit(model, latent, weights, (SOURCE,)), latent) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "node, inputs", [("TomePatchModel", dict(ratio=0.5)), ("APG", dict(eta=1.0, norm_threshold=5.0, momentum=0.5))]
+)
+def test_what_answers_differently_each_time_is_refused_by_name(node, inputs):
+    kind = nodes.NODE_CLASS_MAPPINGS.get(node)
+    if kind is None or not hasattr(kind, "execute"):
+        pytest.skip(f"this host has no {node} of the kind that is called here")
+    model = patched_by(node, **inputs)
+    with pytest.raises(ValueError, match=f"does not answer the same twice.*{kind.__module__}"):
+        edit(model, randn(1, 4, 16, 12))
 
 
 # The node
