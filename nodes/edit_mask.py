@@ -25,7 +25,7 @@ class EditMask(io.ComfyNode):
             "Prompt Augment it is the mask of that paper, with a source and a target prompt it is DiffEdit's.",
             is_input_list=True,  # the prompts of a list are compared with each other in one run
             hidden=[io.Hidden.unique_id],
-            # Defaults: DiffEdit's, but for more noise and some smoothing, which were better in benchmarks/edit_masks.py.
+            # Defaults: DiffEdit's, but for more noise and some smoothing, which were better in benchmarks/quality/edit_masks.py.
             inputs=[
                 io.Model.Input("model", tooltip="The model that will edit."),
                 io.Latent.Input("image_latent", tooltip="The encoded source image. A batch gives a batch of masks."),

@@ -19,6 +19,7 @@ from .timing import Timing, timed
 CFG = 5.0
 EULER = comfy.samplers.sampler_object("euler")
 UNIT = "a pass"
+BOTH = GuidanceWeights(LAMBDA_XA, 0.1, relative=False)
 AGAINST = ("published way, L_xa", "published way, L_xa, fused attention")
 
 
@@ -28,7 +29,8 @@ def measure(shape: Shape, steps: int, rounds: int) -> Timing:
         AGAINST[0]: lambda: run.published(fused=False),
         AGAINST[1]: lambda: run.published(fused=True),
         "ours, L_xa": lambda: run.ours(GuidanceWeights(LAMBDA_XA, 0.0)),
-        "ours, L_xa and L_cut": lambda: run.ours(GuidanceWeights(LAMBDA_XA, 0.1, relative=False)),
+        "ours, L_xa and L_cut": lambda: run.ours(BOTH),
+        "ours, L_xa and L_cut, checkpointing": lambda: run.ours(BOTH, checkpointing=True),
         "the passes of ours alone": run.passes_alone,
         "a step of the host under CFG": run.plain,
         UNIT: lambda: run.bare(1, gradient=False),
@@ -46,13 +48,13 @@ class GuidedStep:
         self.source, self.edited, self.negative = shape.conditionings(3)
         self.x = shape.latent() * 14
         self.sigmas = default_sigmas(model, 1000 // 20)[: steps + 1]
-        self.trajectory = Trajectory(self.sigmas, [self.x] * len(self.sigmas))
+        self.trajectory = Trajectory(self.sigmas, [model.model.process_latent_in(self.x)] * len(self.sigmas))
         layers = transformer_layers(model.model.diffusion_model)
         decoder = frozenset(layer for layer in layers if layer.block == "output")
         self.model = hook_layers(model, HookedLayers(decoder, frozenset(layers)))
 
-    def ours(self, weights: GuidanceWeights) -> None:
-        guider = ZeroConGuider(self.model, self.trajectory, weights, 0.0, 1.0, 0)
+    def ours(self, weights: GuidanceWeights, checkpointing: bool = False) -> None:
+        guider = ZeroConGuider(self.model, self.trajectory, weights, 0.0, 1.0, 0, checkpointing=checkpointing)
         guider.inner_set_conds({"positive": self.edited, "negative": self.negative, "source": self.source})
         self.sample(guider)
 

@@ -93,9 +93,7 @@ class MetaUnet:
         options = capture_options(options, layers, capture, x.requires_grad)["transformer_options"]
         options["optimized_attention_override"] = fused
         vector = {"y": self.empty(count, self.adm)} if self.adm else {}
-        self.network(
-            x, self.empty(count), context=self.empty(count, TOKENS, self.width), transformer_options=options, **vector
-        )
+        self.network(x, self.empty(count), context=self.empty(count, TOKENS, self.width), transformer_options=options, **vector)
         return capture.observation()
 
     @contextmanager

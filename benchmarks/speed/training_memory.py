@@ -9,12 +9,10 @@ the text encoder and the VAE are not counted.
 """
 
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
-from zerocon_pack.bridge.loops.training import trainable
+from zerocon_pack.bridge.model.adapters import trainable
 from zerocon_pack.bridge.model.autograd import autograd_region
-from zerocon_pack.bridge.model.facts import attention_projections
+from zerocon_pack.bridge.model.facts import attention_projections, repeated_blocks
 from zerocon_pack.zerocon_core.methods.finetune import LowRank
 
 from ..tables import markdown
@@ -70,7 +68,7 @@ def training_gib(family: str, side: int) -> tuple[float, float, float, float]:
     def empty(*shape: int) -> Tensor:
         return torch.empty(SAMPLES, *shape, device="meta", dtype=torch.float16)
 
-    saved = Saved([module for module in unet.modules() if isinstance(module, (ResBlock, SpatialTransformer))])
+    saved = Saved(repeated_blocks(unet))
     options = {"optimized_attention_override": fused}
     vector = {"y": empty(config["adm_in_channels"])} if config["adm_in_channels"] else {}
     with (

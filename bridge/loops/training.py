@@ -1,7 +1,6 @@
 """Contrastive fine-tuning, hosted: adapters trained through the host's model."""
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,9 +21,6 @@ from ..model.noising import noising_of
 from .hosted import Run, guider_of, run_hosted
 
 log = logging.getLogger(__name__)
-
-CHECKPOINTED = 0.3
-"""Share of autograd's memory that is left with checkpointing (benchmarks/training_memory.py: 0.27 for SD1.5, 0.2 for SDXL)."""
 
 
 def model_latents(model: ModelPatcher, images: Iterable[Tensor]) -> list[Tensor]:
@@ -150,7 +146,6 @@ def train(
             return follow(taken, training.steps, report)
 
     first = training.batches[0][0]
-    samples = math.ceil(training.samples * (CHECKPOINTED if training.checkpointing else 1))
-    nothing = torch.zeros(samples, *first.image.shape[1:])  # its shape tells the host how much memory to free
+    nothing = torch.zeros(training.samples, *first.image.shape[1:])  # its shape tells the host how much memory to free
     guider = guider_of(model, positive=[[training.embeddings[first.caption][0], {}]])
-    return run_hosted(guider, steps, nothing, torch.zeros(1), backward=True)
+    return run_hosted(guider, steps, nothing, torch.zeros(1), backward=True, checkpointing=training.checkpointing)

@@ -5,7 +5,7 @@ network is trained for the loss.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,8 @@ Direction = Literal["cds", "cut"]
 PAPER_TERMS = 18
 """Terms in CDS's sum on SD1.x, 9 layers x 2 patch sizes. We scale the mean over terms by it, so that a weight keeps its meaning
 on models with another number of layers (ours)."""
+AT_ONCE = 2**22
+"""Values that go through the loss together: few operations for small maps, little memory for large ones (ours)."""
 NO_NEGATIVE = -10.0
 """Similarity of what is no negative (CUT's constant): cosines are at least -1, so exp(-10 / tau) is nothing beside them."""
 
@@ -77,7 +79,7 @@ class Squares(NamedTuple):
     """What one layer shows inside the drawn squares of one size."""
 
     values: Tensor
-    """Of the edited and of the source map, position by position, (2, B, C, size^2, P)."""
+    """Means of the edited and of the source map over each square, (2, B, C, P) in float32."""
     held: Tensor | None
     """Which of them count, (B, P); None: all."""
 
@@ -94,7 +96,8 @@ def draw_squares(
         kept = F.avg_pool2d(coverage(free, (height, width)), size).flatten(1) < 0.5
         places, held = draw_held_patches(kept, limit, generator)
     positions = square_positions(places, size, width).to(edited.device)
-    return Squares(torch.stack([read_positions(edited, positions), read_positions(source, positions)]), held)
+    means = [read_positions(maps, positions).float().mean(-2) for maps in (edited, source)]
+    return Squares(torch.stack(means), held)
 
 
 def square_positions(places: Tensor, size: int, width: int) -> Tensor:
@@ -112,18 +115,28 @@ def read_positions(maps: Tensor, positions: Tensor) -> Tensor:
     return flat.gather(2, places).view(*flat.shape[:2], *positions.shape[1:])
 
 
-def unit_patches(squares: Tensor) -> Tensor:
-    """Mean vectors of squares (..., C, size^2, P), each of length 1: (..., P, C), in float32."""
-    return F.normalize(squares.float().mean(-2), dim=-2).transpose(-1, -2).contiguous()
+def unit_patches(values: Tensor) -> Tensor:
+    """Vectors (..., C, P), each of length 1: (..., P, C)."""
+    return F.normalize(values, dim=-2).transpose(-1, -2).contiguous()
 
 
-def squares_nce(alike: Sequence[Squares], settings: PatchNCE) -> Tensor:
+def alike(drawn: Sequence[Squares]) -> Iterator[list[int]]:
+    """Numbers of squares of one shape, as many together as AT_ONCE allows."""
+    groups: dict[torch.Size, list[int]] = defaultdict(list)
+    for number, squares in enumerate(drawn):
+        groups[squares.values.shape].append(number)
+    for shape, numbers in groups.items():
+        most = max(1, AT_ONCE // shape.numel())
+        yield from (numbers[start : start + most] for start in range(0, len(numbers), most))
+
+
+def squares_nce(group: Sequence[Squares], settings: PatchNCE) -> Tensor:
     """PatchNCE of squares of one shape, in one go: (layers, B)."""
-    edited, source = unit_patches(torch.cat([squares.values for squares in alike], 1)).unbind()
-    held = [squares.held for squares in alike if squares.held is not None]
+    edited, source = unit_patches(torch.cat([squares.values for squares in group], 1)).unbind()
+    held = [squares.held for squares in group if squares.held is not None]
     anchor, other = (edited, source) if settings.direction == "cut" else (source, edited)
     losses = patch_nce(anchor, other, settings.temperature, torch.cat(held) if held else None)
-    return losses.view(len(alike), -1)
+    return losses.view(len(group), -1)
 
 
 def patch_nce_loss(
@@ -144,10 +157,7 @@ def patch_nce_loss(
     ]
     if not drawn:
         raise ValueError(f"no feature map is at least {min(settings.sizes)} patches wide: nothing to contrast")
-    alike: dict[torch.Size, list[int]] = defaultdict(list)
-    for number, squares in enumerate(drawn):
-        alike[squares.values.shape].append(number)
     losses: dict[int, Tensor] = {}
-    for numbers in alike.values():
+    for numbers in alike(drawn):
         losses |= zip(numbers, squares_nce([drawn[number] for number in numbers], settings), strict=True)
     return torch.stack([losses[number] for number in range(len(drawn))]).sum(0) * (PAPER_TERMS / len(drawn))
