@@ -94,12 +94,12 @@ class AttentionMapPreview(io.ComfyNode):
 
 
 def check(model, samples: Tensor, layers: HookedLayers, image: Tensor | None) -> None:
-    check_latent(samples, model)
     if not layers.cross_attention:
         raise ValueError(
             f"no cross-attention layer of {type(model.model).__name__} is read; choose layers in Attention Hooked U-Net, or use "
             "an SD1.x, SD2.x or SDXL model"
         )
+    check_latent(samples, model)
     if image is None:
         return
     (count, height, width), (rows, columns) = image.shape[:3], samples.shape[-2:]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from zerocon_pack.bridge.model.attention import Capture, capture_options
-from zerocon_pack.bridge.model.autograd import autograd_region
+from zerocon_pack.bridge.model.autograd import GradientRegion
 from zerocon_pack.bridge.model.facts import HookedLayers, transformer_layers
 from zerocon_pack.zerocon_core.methods.guidance import cross_attention_loss
 from zerocon_pack.zerocon_core.methods.patchnce import PatchNCE, patch_nce_loss
@@ -129,7 +129,7 @@ def gradient_pass(unet: MetaUnet, layers: HookedLayers, checkpointing: bool, gui
             kept = {key: maps.clone() for key, maps in reference.self_attention.items() if key[1] == 0}
             reference = Observation(cross_attention={}, self_attention=kept)
         before = live.now
-        with autograd_region([unet.network], checkpointing=checkpointing):
+        with GradientRegion([unet.network], checkpointing).recording():
             x = unet.x.detach().clone().requires_grad_(True)
             edited = unet.observe(x, layers)
             kept_bytes = live.now - before

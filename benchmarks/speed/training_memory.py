@@ -8,10 +8,12 @@ taken to keep queries, keys, values and output, as the fused kernels on a GPU do
 the text encoder and the VAE are not counted.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from zerocon_pack.bridge.model.adapters import trainable
-from zerocon_pack.bridge.model.autograd import autograd_region
+from zerocon_pack.bridge.model.autograd import GradientRegion
 from zerocon_pack.bridge.model.facts import attention_projections, repeated_blocks
 from zerocon_pack.zerocon_core.methods.finetune import LowRank
 
@@ -24,9 +26,10 @@ GIB = 2**30
 
 
 class Saved:
-    """Counts what autograd saves: in all, outside the blocks that checkpointing covers, and in the largest of them."""
+    """Counts what autograd saves beside the weights: in all, outside the blocks that checkpointing covers, in the largest one."""
 
-    def __init__(self, blocks: list[nn.Module]):
+    def __init__(self, blocks: list[nn.Module], weights: Iterable[Tensor]):
+        self.weights = {weight.untyped_storage()._cdata for weight in weights}
         self.all: dict[int, torch.UntypedStorage] = {}
         self.outside: dict[int, torch.UntypedStorage] = {}
         self.block: dict[int, torch.UntypedStorage] | None = None
@@ -37,6 +40,8 @@ class Saved:
 
     def keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
+        if storage._cdata in self.weights:
+            return tensor
         for place in (self.all, self.outside if self.block is None else self.block):
             place[storage._cdata] = storage
         return tensor
@@ -68,11 +73,11 @@ def training_gib(family: str, side: int) -> tuple[float, float, float, float]:
     def empty(*shape: int) -> Tensor:
         return torch.empty(SAMPLES, *shape, device="meta", dtype=torch.float16)
 
-    saved = Saved(repeated_blocks(unet))
+    saved = Saved(repeated_blocks(unet), unet.parameters())
     options = {"optimized_attention_override": fused}
     vector = {"y": empty(config["adm_in_channels"])} if config["adm_in_channels"] else {}
     with (
-        autograd_region([unet]),
+        GradientRegion([unet]).recording(),
         trainable(model, adapters),
         torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor),
     ):

@@ -61,7 +61,7 @@ def adapted(layer: nn.Module, adapter: LowRank) -> Callable[[Tensor], Tensor]:
 
 
 def trainable(model: BaseModel, adapters: Mapping[str, LowRank]) -> AbstractContextManager:
-    """Gradients to the adapters while the context is open, within the `autograd_region` of the model."""
+    """Gradients to the adapters while the context is open, within the `GradientRegion` of the model."""
     of = {layer: adapters[name] for name, layer in attention_projections(model).items()}
     return replaced_forwards(of, lambda layer: adapted(layer, of[layer]))
 

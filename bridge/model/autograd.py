@@ -187,13 +187,6 @@ class GradientRegion:
                 raise
 
 
-def autograd_region(
-    roots: Sequence[nn.Module], writes_in_place: bool = False, checkpointing: bool = False
-) -> AbstractContextManager[None]:
-    """A `GradientRegion` for one pass."""
-    return GradientRegion(roots, checkpointing, writes_in_place).recording()
-
-
 def may_write_in_place(conds: Iterable[Sequence[Mapping[str, Any]]], model_options: Mapping[str, Any]) -> bool:
     """Whether something beside the model acts in its passes: what a ControlNet, a patch or a hook writes to cannot be known."""
     options = model_options.get("transformer_options", {})

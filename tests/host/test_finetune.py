@@ -16,7 +16,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from tiny import FAMILIES, WIDTH, fingerprint, randn, tiny_unet
 from zerocon_pack.bridge.loops import training as finetune
 from zerocon_pack.bridge.model.adapters import loaded_adapters, lora_state, new_adapters, trainable
-from zerocon_pack.bridge.model.autograd import autograd_region
+from zerocon_pack.bridge.model.autograd import GradientRegion
 from zerocon_pack.bridge.toyworld import load_toy_world
 from zerocon_pack.zerocon_core.methods.finetune import Example, Losses, Objective
 from zerocon_pack.zerocon_core.toyworld.scene import caption, render, scene_from_seed
@@ -239,7 +239,7 @@ def test_gradients_are_those_of_finite_differences(family):
             return finetune.batch_losses(model, training, patcher.model_options, torch.device("cpu"))().total
 
         patcher.pre_run()
-        with autograd_region([model.diffusion_model]), trainable(model, adapters):
+        with GradientRegion([model.diffusion_model]).recording(), trainable(model, adapters):
             gradients = torch.autograd.grad(loss(), parameters)
             length = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
             values = []
