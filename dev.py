@@ -1,7 +1,7 @@
 """Set up everything on a fresh machine, then run the demo, the tests or a server.
 
     python dev.py demo            translate the bundled picture on a real ComfyUI server, and measure the result
-    python dev.py test [...]      ruff and all test tiers; further arguments go to pytest
+    python dev.py test [...]      ruff, mypy and all test tiers; further arguments go to pytest
     python dev.py serve [...]     leave a server with the pack running; further arguments go to ComfyUI
     python dev.py piebench [...]  run and measure the methods on PIE-Bench; --help lists the arguments
 
@@ -121,6 +121,7 @@ def test(comfyui: Path, arguments: list[str]) -> int:
     # A process each: the host tier imports ComfyUI, whose `nodes` and `utils` are not this repository's.
     tiers = [
         ("ruff", [sys.executable, "-m", "ruff", "check", "."], comfyui),
+        ("types", [sys.executable, "-m", "mypy"], comfyui),
         ("core", [sys.executable, *pytest, "tests/core"], comfyui),
         *(
             (f"{tier} {comfyui_version(host)}", [python, *pytest, f"tests/{tier}"], host)
@@ -160,7 +161,7 @@ def demo(comfyui: Path) -> int:
 
 
 def piebench(comfyui: Path, arguments: list[str]) -> int:
-    from tools.piebench import model_paths, parse, run  # needs the environment
+    from benchmarks.piebench.run import model_paths, parse, run  # needs the environment
 
     options = parse(arguments)
     say(f"Starting ComfyUI {comfyui_version(comfyui)}")

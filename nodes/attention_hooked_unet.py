@@ -1,7 +1,9 @@
 from comfy_api.latest import io
 
-from .bridge.attention import HookedLayers, hook_layers, transformer_layers
-from .schema import search_aliases
+from ..bridge.model.attention import hook_layers
+from ..bridge.model.facts import HookedLayers, transformer_layers
+from .shared.refusals import refusing
+from .shared.schema import search_aliases
 
 PARTS = {
     "decoder": {"output"},
@@ -45,11 +47,12 @@ class AttentionHookedUNet(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(cls, model, self_attention, cross_attention, max_side) -> io.NodeOutput:
         layers = transformer_layers(model.get_model_object("diffusion_model"))
         if not layers:
             raise ValueError(
-                f"AttentionHookedUNet: {type(model.model).__name__} is not a U-Net with attention layers; it needs a model of "
+                f"{type(model.model).__name__} is not a U-Net with attention layers; it needs a model of "
                 "the SD1.x, SD2.x or SDXL family"
             )
         chosen = HookedLayers(

@@ -1,18 +1,17 @@
-import re
-from collections.abc import Iterable
-from typing import NamedTuple
-
-import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
-from ..zerocon_core.attention_maps import Token, colours, heat_of_words, normalize, positions_of, resize
-from ..zerocon_core.drawing import cell_size, labelled_grid
-from .bridge.attention import HookedLayers, all_cross_attention, hooked_layers
-from .bridge.conditioning import prompt_tokens, spelled
-from .bridge.masks import pixels_per_position
-from .bridge.word_maps import attention_maps
-from .checks import check_latent
-from .schema import search_aliases
+from ..bridge.loops.word_maps import attention_maps
+from ..bridge.model.attention import hooked_layers
+from ..bridge.model.conditioning import prompt_tokens
+from ..bridge.model.facts import HookedLayers, all_cross_attention, pixels_per_position
+from ..zerocon_core.drawing import heat_grids
+from ..zerocon_core.language.text import SEPARATOR, listed
+from ..zerocon_core.language.tokens import Token
+from ..zerocon_core.maps.words import Word, find_words, heat_of_words, name_tokens, normalize, resize
+from .shared.checks import check_conditionings, check_latent
+from .shared.refusals import refusing
+from .shared.schema import search_aliases
 
 
 class AttentionMapPreview(io.ComfyNode):
@@ -72,98 +71,67 @@ class AttentionMapPreview(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(
         cls, model, image_latent, conditioning, prompt, words, tokens, strength, opacity, seed, clip=None, image=None
     ) -> io.NodeOutput:
         samples = image_latent["samples"]
         layers = hooked_layers(model) or all_cross_attention(model.get_model_object("diffusion_model"))
         check(model, samples, layers, image)
-        said = prompt_tokens(clip, prompt) if clip is not None and prompt.strip() else []
-        chosen = [*find_words(words, said, clip), *name_tokens(parse_numbers(tokens), said)]
-        try:
-            maps = attention_maps(model, samples, conditioning, layers, strength, seed)
-        except ValueError as error:
-            raise ValueError(f"AttentionMapPreview: {error}") from error
-        count = maps.shape[1]
-        chosen = chosen or name_tokens([token.position for token in said] or range(count), said)
-        check_positions(chosen, said, count)
+        check_conditionings(model, samples, given=conditioning)
+        prompted = prompt_tokens(clip, prompt) if clip is not None and prompt.strip() else []
+        asked = [*words_of(prompted, words, clip), *name_tokens(parse_numbers(tokens), prompted)]
+        maps = attention_maps(model, samples, conditioning, layers, strength, seed)
+        check_positions(asked, prompted, maps.shape[1])
 
-        heat, shares = heat_of_words(maps, [word.positions for word in chosen])
+        shown = asked or name_tokens([token.position for token in prompted] or range(maps.shape[1]), prompted)
+        heat, shares = heat_of_words(maps, shown)
         heat = normalize(heat)
         size = [side * pixels_per_position(model) for side in samples.shape[-2:]] if image is None else image.shape[1:3]
-        cells = lay_over(image, resize(heat, cell_size(*size, len(chosen))), opacity)
-        labels = [[f"{word.name}  {share:.1%}" for word, share in zip(chosen, row, strict=True)] for row in shares.tolist()]
-        picture = torch.stack([labelled_grid(*row) for row in zip(cells, labels, strict=True)])
+        labels = [[f"{word.name}  {share:.1%}" for word, share in zip(shown, row, strict=True)] for row in shares.tolist()]
+        picture = heat_grids(heat, labels, size, image, opacity)
         return io.NodeOutput(picture, resize(heat, size).flatten(0, 1), ui=ui.PreviewImage(picture))
 
 
-class Word(NamedTuple):
-    """What one map is of: its name, and the positions of its tokens in the conditioning."""
-
-    name: str
-    positions: list[int]
-
-
-def lay_over(image: torch.Tensor | None, heat: torch.Tensor, opacity: float) -> torch.Tensor:
-    """Heat (B, N, H, W) as colours over an image of each sample, or alone: (B, N, H, W, 3)."""
-    if image is None:
-        return colours(heat)
-    under = resize(image[..., :3].float().movedim(-1, 1), heat.shape[-2:]).movedim(1, -1).unsqueeze(1).to(heat)
-    return torch.lerp(under, colours(heat), opacity)
-
-
-def check(model, samples: torch.Tensor, layers: HookedLayers, image: torch.Tensor | None) -> None:
-    check_latent("AttentionMapPreview", samples)
+def check(model, samples: Tensor, layers: HookedLayers, image: Tensor | None) -> None:
     if not layers.cross_attention:
         raise ValueError(
-            f"AttentionMapPreview: no cross-attention layer of {type(model.model).__name__} is read; choose layers in Attention "
-            "Hooked U-Net, or use an SD1.x, SD2.x or SDXL model"
+            f"no cross-attention layer of {type(model.model).__name__} is read; choose layers in Attention Hooked U-Net, or use "
+            "an SD1.x, SD2.x or SDXL model"
         )
+    check_latent(samples, model)
     if image is None:
         return
     (count, height, width), (rows, columns) = image.shape[:3], samples.shape[-2:]
     if count not in (1, len(samples)) or not 0.9 < (width * rows) / (height * columns) < 1.1:
         raise ValueError(
-            f"AttentionMapPreview: the image is {count} of {width}x{height}, the latent {len(samples)} of {columns}x{rows}; "
-            "connect the image that the latent was encoded from"
+            f"the image is {count} of {width}x{height}, the latent {len(samples)} of {columns}x{rows}; connect the image that "
+            "the latent was encoded from"
         )
 
 
-def find_words(words: str, said: list[Token], clip) -> list[Word]:
-    """The words and phrases of a comma-separated list in the tokens of the prompt."""
-    phrases = list(filter(None, (" ".join(phrase.split()) for phrase in re.split(r"[,\n]", words))))
-    if phrases and not said:
+def words_of(prompted: list[Token], words: str, clip) -> list[Word]:
+    """The words and phrases of a comma-separated list among the tokens of the prompt."""
+    phrases = listed(words)
+    if phrases and not prompted:
         raise ValueError(
-            f'AttentionMapPreview: "{", ".join(phrases)}" cannot be found in the conditioning, which holds no words; '
-            "connect the CLIP and write the prompt, or give numbers in tokens"
+            f'"{", ".join(phrases)}" cannot be found in the conditioning, which holds no words; connect the CLIP and write the '
+            "prompt, or give numbers in tokens"
         )
-    found = [Word(phrase, positions_of([token.text for token in prompt_tokens(clip, phrase)], said)) for phrase in phrases]
-    missing = [f'"{word.name}"' for word in found if not word.positions]
-    if missing:
-        raise ValueError(
-            f"AttentionMapPreview: the prompt does not contain {', '.join(missing)}; choose from its words: "
-            f"{', '.join(dict.fromkeys(spelled(token.text for token in said).split()))}"
-        )
-    return found
+    return find_words([(phrase, [token.text for token in prompt_tokens(clip, phrase)]) for phrase in phrases], prompted)
 
 
 def parse_numbers(tokens: str) -> list[int]:
-    numbers = tokens.replace(",", " ").split()
+    numbers = SEPARATOR.sub(" ", tokens).split()
     if not all(number.isdecimal() for number in numbers):
-        raise ValueError(f'AttentionMapPreview: tokens is "{tokens}"; it needs whole numbers from 0, such as "2, 5"')
+        raise ValueError(f'tokens is "{tokens}"; it needs whole numbers from 0, such as "2, 5"')
     return [int(number) for number in numbers]
 
 
-def name_tokens(positions: Iterable[int], said: list[Token]) -> list[Word]:
-    """Each token by its number, and by its text if that is known."""
-    texts = {token.position: spelled([token.text]) for token in said}
-    return [Word(f"{position} {texts.get(position, '')}".strip(), [position]) for position in positions]
-
-
-def check_positions(chosen: list[Word], said: list[Token], count: int) -> None:
-    last = max([*(position for word in chosen for position in word.positions), *(token.position for token in said)])
+def check_positions(asked: list[Word], prompted: list[Token], count: int) -> None:
+    last = max([*(position for word in asked for position in word.positions), *(token.position for token in prompted)], default=0)
     if last >= count:
         raise ValueError(
-            f"AttentionMapPreview: there is no token {last}, the conditioning has 0 to {count - 1}; give smaller numbers in "
-            "tokens, and as prompt the text of the conditioning"
+            f"there is no token {last}, the conditioning has 0 to {count - 1}; give smaller numbers in tokens, and as prompt the "
+            "text of the conditioning"
         )

@@ -1,9 +1,10 @@
-import torch
 from comfy_api.latest import io
 
-from .bridge.captioner import caption
-from .bridge.files import captioner_names
-from .schema import search_aliases
+from ..bridge.files.networks import captioner_names
+from ..bridge.networks.captioner import caption
+from .shared.checks import check_images
+from .shared.refusals import refusing
+from .shared.schema import search_aliases
 
 
 class AutoCaption(io.ComfyNode):
@@ -35,8 +36,8 @@ class AutoCaption(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(cls, image, captioner, prefix) -> io.NodeOutput:
-        if not torch.isfinite(image).all():
-            raise ValueError("AutoCaption: the image holds NaN or infinite values; check the node that made it")
+        check_images("the image", image)
         captions = caption(image, captioner, prefix)
         return io.NodeOutput(captions, ui={"text": captions})

@@ -1,18 +1,16 @@
-import logging
-
 import torch
 from comfy_api.latest import io
 
-from ..zerocon_core.cds import PAPER_STEP_SIZE, CDSWeights, authors_step_size, draw_timesteps
-from ..zerocon_core.patchnce import PatchNCE
-from .bridge.attention import HookedLayers, decoder_self_attention, hooked_layers
-from .bridge.cds import CDSGuider, CDSSampler, mask_for, optimize
-from .bridge.inversion import is_flow
-from .checks import check_latent
-from .contrast import parse_sizes, patchnce_inputs
-from .schema import search_aliases
-
-log = logging.getLogger(__name__)
+from ..bridge.loops.cds import CDSSettings, mask_for, optimize
+from ..bridge.model.attention import hooked_layers
+from ..bridge.model.facts import decoder_self_attention
+from ..bridge.model.noising import is_flow
+from ..zerocon_core.methods.cds import PAPER_STEP_SIZE, CDSWeights, authors_step_size, draw_timesteps
+from ..zerocon_core.methods.patchnce import PatchNCE
+from .shared.checks import check_conditionings, check_latent, check_mask, item_by_item, same_text
+from .shared.inputs import checkpointing_input, parse_sizes, patchnce_inputs
+from .shared.refusals import refusing, warn
+from .shared.schema import search_aliases
 
 
 class CDSOptimize(io.ComfyNode):
@@ -26,6 +24,7 @@ class CDSOptimize(io.ComfyNode):
             description="Edits a latent by Contrastive Denoising Score: moves it along the difference of two prompts while its "
             "patches stay those of the source. No inversion. With w_cut 0 it is Delta Denoising Score.",
             is_input_list=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -76,11 +75,7 @@ class CDSOptimize(io.ComfyNode):
                     tooltip="Refines the noise of each iteration so that the model recognises the source better (IDS: 3). Each "
                     "costs about as much as an iteration. 0 is off.",
                 ),
-                io.Boolean.Input(
-                    "checkpointing", default=False,
-                    tooltip="Less memory, about 15 % more time: only the inputs of the U-Net's blocks are kept for the gradient, "
-                    "and the rest is computed twice.",
-                ),
+                checkpointing_input(),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False,
                     tooltip="For timesteps, noise and places.",
@@ -100,74 +95,43 @@ class CDSOptimize(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, target, **lists) -> io.NodeOutput:
-        runs = max(map(len, lists.values()))
-        if runs == 1:
-            return io.NodeOutput(*edit(targets=target, **{name: value for name, (value,) in lists.items()}))
-        # Lists of other inputs are taken item by item, as the host does.
-        item = lambda values, i: values[min(i, len(values) - 1)]  # noqa: E731
-        results = [
-            edit(targets=[item(target, i)], **{name: item(values, i) for name, values in lists.items()})
-            for i in range(max(runs, len(target)))
-        ]
-        return io.NodeOutput(*([first for [first] in output] for output in zip(*results, strict=True)))
+    @refusing
+    @item_by_item(whole="target")
+    def execute(
+        cls, model, image_latent, source, target, negative, cfg, steps, step_size, step_rule, w_dds, w_cut, temperature, patches,
+        patch_sizes, contrast, min_timestep, max_timestep, timestep_order, ids_steps, checkpointing, seed, mask=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        samples = image_latent["samples"]
+        check(model, samples, source, target, negative, min_timestep, max_timestep)
+        weights = CDSWeights(w_dds, w_cut, PatchNCE(temperature, patches, parse_sizes(patch_sizes), contrast))
+        layers = hooked_layers(model) or decoder_self_attention(model.get_model_object("diffusion_model"))
+        if w_cut and not layers.self_attention:
+            raise ValueError(
+                f"w_cut is {w_cut:g}, but no self-attention layer of {type(model.model).__name__} is read; choose layers in "
+                "Attention Hooked U-Net, use an SD1.x, SD2.x or SDXL model, or set w_cut to 0"
+            )
+        if mask is not None:
+            check_mask(mask)
+        mask = mask_for(samples, [m for m in (mask, image_latent.get("noise_mask")) if m is not None])
+        if mask is not None and not mask.any():
+            warn(cls, "the mask is 0 everywhere, so nothing was edited")
+            return io.NodeOutput([image_latent] * len(target), [{"loss": [0.0] * steps}] * len(target))
+
+        if step_rule == "authors":
+            step_size *= authors_step_size(*samples.shape[-2:]) / PAPER_STEP_SIZE
+        timesteps = draw_timesteps(steps, min_timestep, max_timestep, timestep_order, torch.Generator().manual_seed(seed))
+        settings = CDSSettings(timesteps, layers, weights, cfg, step_size, ids_steps, checkpointing, seed)
+        edited, losses = optimize(model, samples, source, target, negative, settings, mask)
+        return io.NodeOutput([image_latent | {"samples": z} for z in edited], [{"loss": values} for values in losses])
 
 
-def edit(
-    model, image_latent, source, targets, negative, cfg, steps, step_size, step_rule, w_dds, w_cut, temperature, patches,
-    patch_sizes, contrast, min_timestep, max_timestep, timestep_order, ids_steps, checkpointing, seed, mask=None,
-) -> tuple[list[dict], list[dict]]:  # fmt: skip
-    """The edited LATENT and its LOSS_MAP for each target."""
-    samples = image_latent["samples"]
-    weights = CDSWeights(w_dds, w_cut, PatchNCE(temperature, patches, parse_sizes("CDSOptimize", patch_sizes), contrast))
-    layers = hooked_layers(model) or decoder_self_attention(model.get_model_object("diffusion_model"))
-    check(model, samples, source, targets, negative, weights, layers, min_timestep, max_timestep)
-
-    mask = mask_for(samples, [m for m in (mask, image_latent.get("noise_mask")) if m is not None])
-    if mask is not None and not mask.any():
-        log.warning("CDSOptimize: the mask is 0 everywhere, so nothing was edited")
-        return [image_latent for _ in targets], [{"loss": [0.0] * steps} for _ in targets]
-
-    if step_rule == "authors":
-        step_size *= authors_step_size(*samples.shape[-2:]) / PAPER_STEP_SIZE
-    timesteps = draw_timesteps(steps, min_timestep, max_timestep, timestep_order, torch.Generator().manual_seed(seed))
-    guider = CDSGuider(model, source, targets, negative, cfg, gradients=bool(w_cut or ids_steps))
-    sampler = CDSSampler(layers, step_size, weights, ids_steps, checkpointing, seed)
-    try:
-        edited = optimize(model, guider, sampler, samples, timesteps, mask)
-    except ValueError as error:
-        raise ValueError(f"CDSOptimize: {error}") from error
-    return [image_latent | {"samples": samples} for samples in edited], [{"loss": losses} for losses in sampler.losses]
-
-
-def check(model, samples, source, targets, negative, weights: CDSWeights, layers: HookedLayers, low: int, high: int) -> None:
+def check(model, samples: torch.Tensor, source: list, targets: list[list], negative: list, low: int, high: int) -> None:
     if is_flow(model):
-        raise ValueError(
-            "CDSOptimize: this is a flow model; it needs a model that predicts eps or v, such as SD1.x, SD2.x or SDXL"
-        )
-    check_latent("CDSOptimize", samples)
-    if weights.w_cut and not layers.self_attention:
-        raise ValueError(
-            f"CDSOptimize: w_cut is {weights.w_cut:g}, but no self-attention layer of {type(model.model).__name__} is read; "
-            "choose layers in Attention Hooked U-Net, use an SD1.x, SD2.x or SDXL model, or set w_cut to 0"
-        )
+        raise ValueError("this is a flow model; it needs a model that predicts eps or v, such as SD1.x, SD2.x or SDXL")
+    check_latent(samples, model)
     if low > high:
-        raise ValueError(
-            f"CDSOptimize: the range of timesteps is empty, {low} to {high}; min_timestep must not be above max_timestep"
-        )
-    for name, conditioning in (("source", source), ("negative", negative), *(("target", target) for target in targets)):
-        for tokens, _ in conditioning:
-            if tokens is not None and tokens.shape[0] not in (1, samples.shape[0]):
-                raise ValueError(
-                    f"CDSOptimize: the {name} conditioning is a batch of {tokens.shape[0]}, the latent of {samples.shape[0]}; "
-                    "give one prompt for all images or one for each"
-                )
-    if any(same(source, target) for target in targets):
-        raise ValueError(
-            "CDSOptimize: source and target are the same prompt, so there is nothing to change; say in target what is different"
-        )
-
-
-def same(a: list, b: list) -> bool:
-    """Whether two conditionings hold the same text embeddings."""
-    return len(a) == len(b) and all(x[0] is y[0] or torch.equal(x[0], y[0]) for x, y in zip(a, b, strict=True))
+        raise ValueError(f"the range of timesteps is empty, {low} to {high}; min_timestep must not be above max_timestep")
+    for target in targets:
+        check_conditionings(model, samples, source=source, negative=negative, target=target)
+    if any(same_text(source, target) for target in targets):
+        raise ValueError("source and target are the same prompt, so there is nothing to change; say in target what is different")

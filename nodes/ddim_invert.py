@@ -1,15 +1,14 @@
-import logging
-
 import torch
 from comfy_api.latest import io
 
-from ..zerocon_core.inversion import NoiseRegularization
-from .bridge.inversion import default_sigmas, invert, is_flow
-from .checks import check_latent
-from .schema import search_aliases
-from .types import Trajectory
-
-log = logging.getLogger(__name__)
+from ..bridge.loops.inversion import default_sigmas, invert
+from ..bridge.model.noising import is_flow
+from ..bridge.status import say
+from ..zerocon_core.methods.inversion import NoiseRegularization
+from .shared.checks import check_conditionings, check_latent
+from .shared.refusals import refusing, warn
+from .shared.schema import search_aliases
+from .shared.types import Trajectory
 
 
 class DDIMInvert(io.ComfyNode):
@@ -21,6 +20,7 @@ class DDIMInvert(io.ComfyNode):
             category="ZeroCon",
             **search_aliases("inversion", "unsample", "image to noise"),
             description="Finds the noise that the model turns back into the image, and the way there.",
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to invert with: the one that will edit."),
                 io.Latent.Input("image_latent", tooltip="The encoded source image."),
@@ -28,7 +28,7 @@ class DDIMInvert(io.ComfyNode):
                 io.Sigmas.Input(
                     "schedule",
                     optional=True,
-                    tooltip="Noise levels from a scheduler node. Without it, ddim_uniform with the number of steps below.",
+                    tooltip="Noise levels from a scheduler node. Without it, as many steps as below, from pure noise on.",
                 ),
                 io.Int.Input(
                     "steps", default=50, min=1, max=1000, tooltip="Steps of the inversion. Not used with a schedule connected."
@@ -73,32 +73,36 @@ class DDIMInvert(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(
         cls, model, image_latent, conditioning, steps, lambda_ac, lambda_kl, regularization_steps, rolls, refinements,
         seed, schedule=None,
     ) -> io.NodeOutput:  # fmt: skip
         if is_flow(model):
             raise ValueError(
-                "DDIMInvert: this is a flow model, whose path has no DDIM inversion; it needs a model that predicts eps or v, "
+                "this is a flow model, whose path has no DDIM inversion; it needs a model that predicts eps or v, "
                 "such as SD1.x, SD2.x or SDXL"
             )
         sigmas = default_sigmas(model, steps) if schedule is None else schedule
         check_sigmas(sigmas)
         samples = image_latent["samples"]
-        check_latent("DDIMInvert", samples)
+        check_latent(samples, model)
+        check_conditionings(model, samples, source=conditioning)
         if "noise_mask" in image_latent:
-            log.warning(
-                "DDIMInvert: the noise mask of the latent is dropped, because the whole image is inverted; connect the mask to "
-                "PatchNCE Guidance"
+            warn(
+                cls,
+                "the noise mask of the latent is dropped, because the whole image is inverted; connect the mask to PatchNCE "
+                "Guidance",
             )
         regularization = None
         if lambda_ac > 0 or lambda_kl > 0:
             regularization = NoiseRegularization(lambda_ac, lambda_kl, regularization_steps, rolls)
+        sampling = model.get_model_object("model_sampling")
+        say(cls.hidden.unique_id, f"inverting to sigma {float(sigmas[0]):.4g} of {float(sampling.sigma_max):.4g}")
         noise, trajectory = invert(model, samples, conditioning, sigmas, regularization, refinements, seed)
         if not torch.isfinite(noise).all():
             raise ValueError(
-                "DDIMInvert: the inversion gave values that are not finite; lower lambda_ac and lambda_kl, or load the model "
-                "in float32"
+                "the inversion gave values that are not finite; lower lambda_ac and lambda_kl, or load the model in float32"
             )
         latent = {key: value for key, value in image_latent.items() if key != "noise_mask"}
         return io.NodeOutput(latent | {"samples": noise}, trajectory, sigmas)
@@ -107,8 +111,8 @@ class DDIMInvert(io.ComfyNode):
 def check_sigmas(sigmas: torch.Tensor) -> None:
     if len(sigmas) < 2:
         raise ValueError(
-            f"DDIMInvert: the schedule has {max(len(sigmas) - 1, 0)} steps; it needs at least 1. Check steps and denoise of the "
+            f"the schedule has {max(len(sigmas) - 1, 0)} steps; it needs at least 1. Check steps and denoise of the "
             "scheduler node"
         )
     if not (torch.isfinite(sigmas).all() and (sigmas.diff() < 0).all() and sigmas[-1] >= 0):
-        raise ValueError("DDIMInvert: the schedule must fall from high to low noise, as scheduler nodes give it; do not flip it")
+        raise ValueError("the schedule must fall from high to low noise, as scheduler nodes give it; do not flip it")

@@ -1,14 +1,12 @@
-import logging
-
 from comfy_api.latest import io
 
-from ..zerocon_core.directions import TEMPLATES, edit_direction, paired_sentences, phrases
-from .bridge.conditioning import SentenceEncoder, encode_caption, shift_conditioning
-from .bridge.files import direction_names, load_direction, save_direction
-from .schema import search_aliases
-from .types import Direction
-
-log = logging.getLogger(__name__)
+from ..bridge.files.directions import direction_names, load_direction, save_direction
+from ..bridge.model.conditioning import SentenceEncoder, encode_caption, shift_conditioning
+from ..zerocon_core.language.directions import TEMPLATES, edit_direction, paired_sentences, phrases
+from ..zerocon_core.language.text import find_phrase
+from .shared.refusals import refusing, warn
+from .shared.schema import search_aliases
+from .shared.types import Direction
 
 
 class EditDirection(io.ComfyNode):
@@ -20,6 +18,7 @@ class EditDirection(io.ComfyNode):
             category="ZeroCon",
             **search_aliases("pix2pix-zero", "prompt difference", "translate image"),
             description="Finds the direction of an edit in the text encoder's space from a caption and two phrases.",
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model that edits."),
                 io.String.Input("caption", multiline=True, tooltip="What the source image shows, by hand or from Auto Caption."),
@@ -55,22 +54,24 @@ class EditDirection(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(cls, clip, caption, edit_from, edit_to, bank, strength, direction=None) -> io.NodeOutput:
         if not caption.strip():
-            raise ValueError("EditDirection: the caption is empty; connect Auto Caption or write what the image shows")
+            raise ValueError("the caption is empty; connect Auto Caption or write what the image shows")
         encoder = SentenceEncoder(clip)
         if direction is None:
-            try:
-                source_phrase, target_phrase = phrases(caption, edit_from, edit_to)
-                pairs = paired_sentences(source_phrase, target_phrase, bank.splitlines() if bank.strip() else TEMPLATES)
-            except ValueError as error:
-                raise ValueError(f"EditDirection: {error}") from None
+            source_phrase, target_phrase = phrases(caption, edit_from, edit_to)
+            pairs = paired_sentences(source_phrase, target_phrase, bank.splitlines() if bank.strip() else TEMPLATES)
             encoder.expect(sum(map(len, pairs)))
             direction = edit_direction(encoder, *pairs)
+            if edit_from.strip() and find_phrase(caption, edit_from.strip()) is None:
+                warn(cls, f'the caption "{caption}" does not contain "{edit_from}"; the edit may miss what it is meant for')
+        if not direction.tokens.any():
+            warn(cls, "the direction is zero, so nothing will change: the text encoder sees no difference between the phrases")
         source = encode_caption(clip, caption)
         edited = shift_conditioning(source, direction, strength)
         for text in encoder.cut:
-            log.warning('EditDirection: a sentence is longer than the text encoder reads; cut off: "%s"', text)
+            warn(cls, f'a sentence is longer than the text encoder reads; cut off: "{text}"')
         return io.NodeOutput(source, edited, direction)
 
 
@@ -92,6 +93,7 @@ class SaveEditDirection(io.ComfyNode):
         )
 
     @classmethod
+    @refusing
     def execute(cls, direction, filename_prefix) -> io.NodeOutput:
         return io.NodeOutput(ui={"text": [save_direction(direction, filename_prefix)]})
 
@@ -112,5 +114,6 @@ class LoadEditDirection(io.ComfyNode):
         )
 
     @classmethod
+    @refusing
     def execute(cls, name) -> io.NodeOutput:
         return io.NodeOutput(load_direction(name))

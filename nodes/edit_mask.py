@@ -1,15 +1,13 @@
-import logging
-
 import torch
 from comfy_api.latest import io
 
-from ..zerocon_core.masks import edit_mask, heat_map
-from .bridge.masks import pixels_per_position, prompt_differences
-from .bridge.status import say
-from .checks import check_latent, only
-from .schema import search_aliases
-
-log = logging.getLogger(__name__)
+from ..bridge.loops.differences import prompt_differences
+from ..bridge.model.facts import pixels_per_position
+from ..bridge.status import say
+from ..zerocon_core.maps.differences import edit_mask, heat_map
+from .shared.checks import check_conditionings, check_latent, same_text, single_but
+from .shared.refusals import refusing, warn
+from .shared.schema import search_aliases
 
 FEW, MOST = 0.005, 0.95
 """Shares of the image below and above which a mask is hardly meant."""
@@ -27,7 +25,7 @@ class EditMask(io.ComfyNode):
             "Prompt Augment it is the mask of that paper, with a source and a target prompt it is DiffEdit's.",
             is_input_list=True,  # the prompts of a list are compared with each other in one run
             hidden=[io.Hidden.unique_id],
-            # Defaults: DiffEdit's, but for more noise and some smoothing, which were better in benchmarks/edit_masks.py.
+            # Defaults: DiffEdit's, but for more noise and some smoothing, which were better in benchmarks/quality/edit_masks.py.
             inputs=[
                 io.Model.Input("model", tooltip="The model that will edit."),
                 io.Latent.Input("image_latent", tooltip="The encoded source image. A batch gives a batch of masks."),
@@ -79,56 +77,50 @@ class EditMask(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
+    @single_but("prompts", "source")
     def execute(
         cls, model, image_latent, prompts, strength, draws, threshold, clamp, smoothing, seed, source=()
     ) -> io.NodeOutput:  # fmt: skip
-        named = dict(
-            model=model, image_latent=image_latent, strength=strength, draws=draws, threshold=threshold, clamp=clamp,
-            smoothing=smoothing, seed=seed,
-        )  # fmt: skip
-        model, latent, strength, draws, threshold, clamp, smoothing, seed = (only("EditMask", *item) for item in named.items())
-        samples, conditionings = latent["samples"], [*source, *prompts]
-        check(samples, conditionings)
+        samples, conditionings = image_latent["samples"], [*source, *prompts]
+        check(model, samples, conditionings)
         differences = prompt_differences(model, samples, conditionings, strength, draws, seed)
         if not torch.isfinite(differences).all():
-            raise ValueError("EditMask: the predictions are not finite; load the model in float32")
+            raise ValueError("the predictions are not finite; load the model in float32")
         try:
             heat = heat_map(differences, clamp, smoothing)
         except ValueError as error:
-            raise ValueError(f"EditMask: {error}; use prompts that say different things about the image") from error
+            raise ValueError(f"{error}; use prompts that say different things about the image") from error
         mask = edit_mask(heat, threshold)
-        say(cls.hidden.unique_id, summary(mask, threshold))
+        tell_coverage(cls, mask, threshold)
         scale = pixels_per_position(model)
         # Squares, not a blur: resized to the latent again, as samplers do, the mask is what it was.
         mask, heat = (maps.repeat_interleave(scale, 1).repeat_interleave(scale, 2) for maps in (mask, heat))
         return io.NodeOutput(mask, heat.unsqueeze(-1).expand(-1, -1, -1, 3))
 
 
-def check(samples: torch.Tensor, conditionings: list) -> None:
-    check_latent("EditMask", samples)
+def check(model, samples: torch.Tensor, conditionings: list) -> None:
+    check_latent(samples, model)
+    for conditioning in conditionings:
+        check_conditionings(model, samples, prompts=conditioning)
     if len(conditionings) < 2:
         raise ValueError(
-            "EditMask: there is one prompt and nothing to compare it with; connect source, or a list of prompts such as that of "
+            "there is one prompt and nothing to compare it with; connect source, or a list of prompts such as that of "
             "Prompt Augment"
         )
-    texts = [[entry[0] for entry in conditioning] for conditioning in conditionings]
-    if all(same(text, texts[0]) for text in texts[1:]):
+    if all(same_text(conditioning, conditionings[0]) for conditioning in conditionings[1:]):
         raise ValueError(
-            f"EditMask: the {len(texts)} prompts are the same to the text encoder, so they differ nowhere; use other words"
+            f"the {len(conditionings)} prompts are the same to the text encoder, so they differ nowhere; use other words"
         )
 
 
-def same(texts: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    return len(texts) == len(others) and all(torch.equal(a, b) for a, b in zip(texts, others, strict=True))
-
-
-def summary(mask: torch.Tensor, threshold: float) -> str:
-    """The share of the image that the mask covers, with a warning that also goes to the log if that is hardly meant."""
+def tell_coverage(cls: type[io.ComfyNode], mask: torch.Tensor, threshold: float) -> None:
+    """Shows the share of each image that the mask covers; as a warning if that is hardly meant."""
     shares = mask.mean((1, 2))
     text = "mask: " + ", ".join(f"{share:.1%}" for share in shares.tolist()) + " of the image"
-    if not (shares < FEW).any() and not (shares > MOST).any():
-        return text
-    advice = "lower" if (shares < FEW).any() else "raise"
-    warning = f"{text}; {advice} threshold ({threshold:g}), or compare prompts that differ in one thing"
-    log.warning("EditMask: %s", warning)
-    return warning
+    few, most = bool((shares < FEW).any()), bool((shares > MOST).any())
+    if few or most:
+        advice = "lower" if few else "raise"
+        warn(cls, f"{text}; {advice} threshold ({threshold:g}), or compare prompts that differ in one thing")
+    else:
+        say(cls.hidden.unique_id, text)

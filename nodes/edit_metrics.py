@@ -1,13 +1,16 @@
 from functools import partial
 
-import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
+from ..bridge.files.folders import OFF
+from ..bridge.files.networks import INCEPTION, LPIPS_TRUNKS, network_names
+from ..bridge.networks.metrics import Networks, fit_mask, measure
+from ..bridge.status import announce, say
 from ..zerocon_core.metrics.edits import Edits
-from .bridge.files import INCEPTION, LPIPS_TRUNKS, OFF, network_names
-from .bridge.metrics import Networks, fit_mask, measure
-from .bridge.status import announce, say
-from .schema import search_aliases
+from .shared.checks import check_images, check_mask
+from .shared.refusals import refusing
+from .shared.schema import search_aliases
 
 
 class EditMetrics(io.ComfyNode):
@@ -69,42 +72,44 @@ class EditMetrics(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(
         cls, source, edited, source_text, target_text, structure, lpips, clip, pixels, mask=None, fid=OFF
     ) -> io.NodeOutput:
-        if source.shape[:3] != edited.shape[:3]:
-            raise ValueError(
-                f"EditMetrics: source is {_size(source)} and edited is {_size(edited)}; they must have the same number and size, "
-                "use Upscale Image on one of them"
-            )
-        for name, images in (("source", source), ("edited", edited)):
-            if not torch.isfinite(images).all():
-                raise ValueError(f"EditMetrics: {name} holds NaN or infinite values; check the node that made it")
-        if clip != OFF and not target_text.strip():
-            raise ValueError(
-                "EditMetrics: clip compares with target_text, which is empty; write what the edited image shall show, "
-                "or switch clip off"
-            )
-        if fid != OFF and len(source) < 2:
-            raise ValueError("EditMetrics: fid compares sets of images and got one a side; batch two or more, or switch fid off")
-        if mask is not None:
-            mask = mask.reshape(-1, *mask.shape[-2:])
-            if len(mask) not in (1, len(source)):
-                raise ValueError(f"EditMetrics: {len(mask)} masks for {len(source)} images; connect one for all or one an image")
-            mask = fit_mask(mask.cpu(), source)
-        texts = (_lines(name, text, len(source)) for name, text in (("source_text", source_text), ("target_text", target_text)))
-        edits = Edits(source[..., :3].float().cpu(), edited[..., :3].float().cpu(), mask, *texts)
-        try:
-            networks = Networks(structure, lpips, clip, fid, 255.0 if pixels == "0 to 255" else 1.0)
-            report = measure(edits, networks, partial(announce, "EditMetrics", cls.hidden.unique_id))
-        except (ImportError, OSError, ValueError) as error:
-            raise ValueError(f"EditMetrics: {str(error).removeprefix('EditMetrics: ')}") from error
+        networks = Networks(structure, lpips, clip, fid, peak=255.0 if pixels == "0 to 255" else 1.0)
+        edits = check(source, edited, mask, source_text, target_text, networks)
+        report = measure(edits, networks, partial(announce, cls.hidden.unique_id))
         table = report.table()
         say(cls.hidden.unique_id, report.text())
         return io.NodeOutput(table, report.to_json(), ui=ui.PreviewText(table))
 
 
-def _size(images: torch.Tensor) -> str:
+def check(source: Tensor, edited: Tensor, mask: Tensor | None, source_text: str, target_text: str, networks: Networks) -> Edits:
+    """Images (B, H, W, C), masks (M, H, W) and texts as the metrics take them. Raises ValueError for what does not fit."""
+    check_images("source", source)
+    check_images("edited", edited)
+    if source.shape[:3] != edited.shape[:3]:
+        raise ValueError(
+            f"source is {_size(source)} and edited is {_size(edited)}; they must have the same number and size, use Image Crop "
+            "or Upscale Image on one of them"
+        )
+    if networks.clip != OFF and not target_text.strip():
+        raise ValueError(
+            "clip compares with target_text, which is empty; write what the edited image shall show, or switch clip off"
+        )
+    if networks.fid != OFF and len(source) < 2:
+        raise ValueError("fid compares sets of images and got one a side; batch two or more, or switch fid off")
+    if mask is not None:
+        check_mask(mask)
+        mask = mask.reshape(-1, *mask.shape[-2:])
+        if len(mask) not in (1, len(source)):
+            raise ValueError(f"{len(mask)} masks for {len(source)} images; connect one for all or one an image")
+        mask = fit_mask(mask.cpu(), source)
+    source_texts, target_texts = _lines("source_text", source_text, len(source)), _lines("target_text", target_text, len(source))
+    return Edits(source[..., :3].float().cpu(), edited[..., :3].float().cpu(), mask, source_texts, target_texts)
+
+
+def _size(images: Tensor) -> str:
     count, height, width = images.shape[:3]
     return f"{count} x {width}x{height}"
 
@@ -113,5 +118,5 @@ def _lines(name: str, text: str, count: int) -> list[str] | None:
     """A text an image; None for none at all."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) not in (0, 1, count):
-        raise ValueError(f"EditMetrics: {name} has {len(lines)} lines for {count} images; write one for all or one an image")
+        raise ValueError(f"{name} has {len(lines)} lines for {count} images; write one for all or one an image")
     return lines * (count // len(lines)) if lines else None

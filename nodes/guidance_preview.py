@@ -1,9 +1,10 @@
 from comfy_api.latest import io, ui
 
+from ..bridge.loops.guidance import ZeroConGuider
 from ..zerocon_core.drawing import Panel, plot
-from ..zerocon_core.guidance import GuidedStep
-from .bridge.guider import ZeroConGuider
-from .schema import search_aliases
+from ..zerocon_core.methods.guidance import GuidedStep
+from .shared.refusals import refusing
+from .shared.schema import search_aliases
 
 
 class GuidancePreview(io.ComfyNode):
@@ -34,17 +35,14 @@ class GuidancePreview(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(cls, guider, sampled) -> io.NodeOutput:
         if not isinstance(guider, ZeroConGuider):
-            raise ValueError(f"GuidancePreview: this is a {type(guider).__name__}; it needs the guider of PatchNCE Guidance")
-        try:
-            steps = guider.history(sampled["samples"])
-        except ValueError as error:
-            raise ValueError(f"GuidancePreview: {error}") from error
+            raise ValueError(f"this is a {type(guider).__name__}; it needs the guider of PatchNCE Guidance")
+        steps = guider.history(sampled["samples"])
         if not steps:
             raise ValueError(
-                "GuidancePreview: no step was guided; raise lambda_xa or lambda_cut, or widen start_percent and end_percent, in "
-                "PatchNCE Guidance"
+                "no step was guided; raise lambda_xa or lambda_cut, or widen start_percent and end_percent, in PatchNCE Guidance"
             )
         curves = plot(panels(steps), [f"{step.sigma:.3g}" for step in steps], "sigma").unsqueeze(0)
         return io.NodeOutput({"loss": [step.loss for step in steps]}, curves, ui=ui.PreviewImage(curves))

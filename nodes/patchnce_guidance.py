@@ -1,12 +1,14 @@
 from comfy_api.latest import io
 
-from ..zerocon_core.guidance import GuidanceWeights
-from ..zerocon_core.patchnce import PatchNCE
-from .bridge.attention import hooked_layers
-from .bridge.guider import ZeroConGuider
-from .contrast import parse_sizes, patchnce_inputs
-from .schema import search_aliases
-from .types import Trajectory
+from ..bridge.loops.guidance import ZeroConGuider
+from ..bridge.model.attention import hooked_layers
+from ..zerocon_core.methods.guidance import GuidanceWeights
+from ..zerocon_core.methods.patchnce import PatchNCE
+from .shared.checks import check_conditionings, check_mask
+from .shared.inputs import checkpointing_input, parse_sizes, patchnce_inputs
+from .shared.refusals import refusing, warn
+from .shared.schema import search_aliases
+from .shared.types import Trajectory
 
 
 class PatchNCEGuidance(io.ComfyNode):
@@ -19,6 +21,7 @@ class PatchNCEGuidance(io.ComfyNode):
             **search_aliases("pix2pix-zero", "zerocon", "contrastive guidance", "image to image"),
             description="Holds an edit to its source while it is sampled: pix2pix-zero's cross-attention guidance and the "
             "patch-wise contrastive guidance of pix2pix-zeroCon.",
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
                     "hooked_model", tooltip="The output of Attention Hooked U-Net. With both lambdas at 0 any model will do."
@@ -66,6 +69,7 @@ class PatchNCEGuidance(io.ComfyNode):
                     tooltip="guided: outside the mask the edit is held by both losses. inverted: each step also puts the "
                     "inverted source back there; with both lambdas at 0 this is DiffEdit.",
                 ),
+                checkpointing_input(optional=True),
             ],
             outputs=[
                 io.Guider.Output(
@@ -75,19 +79,24 @@ class PatchNCEGuidance(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(
         cls, hooked_model, source, edited, negative, trajectory, cfg, lambda_xa, lambda_cut, weighting, temperature, patches,
         patch_sizes, contrast, start_percent, end_percent, seed, mask=None, outside="guided",
+        checkpointing=False,
     ) -> io.NodeOutput:  # fmt: skip
-        patchnce = PatchNCE(temperature, patches, parse_sizes("PatchNCEGuidance", patch_sizes), contrast)
+        patchnce = PatchNCE(temperature, patches, parse_sizes(patch_sizes), contrast)
         weights = GuidanceWeights(lambda_xa, lambda_cut, weighting == "relative", patchnce)
         check(hooked_model, source, edited, weights)
+        check_conditionings(hooked_model, None, source=source, edited=edited, negative=negative)
+        if mask is not None:
+            check_mask(mask)
         if outside == "inverted" and mask is None:
-            raise ValueError(
-                "PatchNCEGuidance: outside is inverted, but there is no mask; connect one, such as that of Edit Mask"
-            )
+            raise ValueError("outside is inverted, but there is no mask; connect one, such as that of Edit Mask")
+        if outside == "inverted" and not mask.any():
+            warn(cls, "the mask is 0 everywhere and outside is inverted: the result will be the source")
         guider = ZeroConGuider(
-            hooked_model, trajectory, weights, start_percent, end_percent, seed, mask, restores=outside == "inverted"
+            hooked_model, trajectory, weights, start_percent, end_percent, seed, mask, outside == "inverted", checkpointing
         )
         guider.inner_set_conds({"positive": edited, "negative": negative, "source": source})
         guider.set_cfg(cfg)
@@ -99,24 +108,22 @@ def check(hooked_model, source: list, edited: list, weights: GuidanceWeights) ->
         return
     layers = hooked_layers(hooked_model)
     if layers is None:
-        raise ValueError("PatchNCEGuidance: the model has no hooks; put an Attention Hooked U-Net node before it")
+        raise ValueError("the model has no hooks; put an Attention Hooked U-Net node before it")
     if weights.lambda_xa and not layers.cross_attention:
         raise ValueError(
-            "PatchNCEGuidance: lambda_xa is above 0, but no cross-attention layer is hooked; choose layers in Attention Hooked "
+            "lambda_xa is above 0, but no cross-attention layer is hooked; choose layers in Attention Hooked "
             "U-Net or set lambda_xa to 0"
         )
     if weights.lambda_cut and not layers.self_attention:
         raise ValueError(
-            "PatchNCEGuidance: lambda_cut is above 0, but no self-attention layer is hooked; choose layers in Attention Hooked "
+            "lambda_cut is above 0, but no self-attention layer is hooked; choose layers in Attention Hooked "
             "U-Net or set lambda_cut to 0"
         )
     if weights.lambda_cut and weights.relative and not weights.lambda_xa:
-        raise ValueError(
-            "PatchNCEGuidance: lambda_cut is relative to the cross-attention move, but lambda_xa is 0; set weighting to absolute"
-        )
+        raise ValueError("lambda_cut is relative to the cross-attention move, but lambda_xa is 0; set weighting to absolute")
     if len(source) != len(edited) or any(s[0].shape[1:] != e[0].shape[1:] for s, e in zip(source, edited, strict=False)):
         raise ValueError(
-            "PatchNCEGuidance: source and edited conditioning differ in entries or tokens "
+            "source and edited conditioning differ in entries or tokens "
             f"({[tuple(c[0].shape) for c in source]} and {[tuple(c[0].shape) for c in edited]}); take both from one "
             "Edit Direction"
         )

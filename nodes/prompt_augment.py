@@ -1,10 +1,12 @@
-import logging
-import re
-
 import torch
 from comfy_api.latest import io, ui
 
-from ..zerocon_core.prompts import (
+from ..bridge.files.folders import OFF
+from ..bridge.files.networks import fill_mask_names
+from ..bridge.files.wordnet import wordnet_names
+from ..bridge.model.conditioning import SentenceEncoder
+from ..bridge.networks.words import expected_words, related_words
+from ..zerocon_core.language.prompts import (
     Augmentation,
     Source,
     ToyWords,
@@ -15,12 +17,9 @@ from ..zerocon_core.prompts import (
     random_prompts,
     spread_prompts,
 )
-from .bridge.conditioning import SentenceEncoder
-from .bridge.files import OFF, fill_mask_names, wordnet_names
-from .bridge.words import expected_words, related_words
-from .schema import search_aliases
-
-log = logging.getLogger(__name__)
+from ..zerocon_core.language.text import listed
+from .shared.refusals import refusing, warn
+from .shared.schema import search_aliases
 
 SOFT, RANDOM = "soft", "random"
 
@@ -35,6 +34,7 @@ class PromptAugment(io.ComfyNode):
             **search_aliases("synonyms", "WordNet", "BERT", "prompt variations"),
             description="Makes several target prompts of a caption by replacing one of its words.",
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.String.Input("caption", multiline=True, tooltip="What the source image shows, by hand or from Auto Caption."),
                 io.String.Input(
@@ -94,33 +94,31 @@ class PromptAugment(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(
         cls, caption, word, count, selection, wordnet, senses, bert, words, toy_words, pool, include_caption, seed, clip=None
     ) -> io.NodeOutput:  # fmt: skip
         caption, word = caption.strip(), word.strip()
         if not caption:
-            raise ValueError("PromptAugment: the caption is empty; connect Auto Caption or write what the image shows")
+            raise ValueError("the caption is empty; connect Auto Caption or write what the image shows")
         if selection == SOFT and clip is None:
-            raise ValueError("PromptAugment: soft selection measures with a CLIP; connect that of your model, or choose random")
+            raise ValueError("soft selection measures with a CLIP; connect that of your model, or choose random")
         encoder = None if clip is None else SentenceEncoder(clip)
         generator = torch.Generator().manual_seed(seed)
-        try:
-            sources = _word_sources(words, toy_words, wordnet, senses, bert)
-            if word:
-                gap = gap_at(caption, word)
-                candidates = gather(gap, sources, pool)
-            else:
-                gap, candidates = choose_gap(caption, sources, count, pool, generator)
-            if encoder is not None:
-                encoder.expect(1 + (len(candidates) if selection == SOFT else count))
-            if selection == SOFT:
-                found = spread_prompts(gap, candidates, count, encoder)
-            else:
-                found = random_prompts(gap, candidates, count, generator, encoder)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"PromptAugment: {str(error).removeprefix('PromptAugment: ')}") from error
+        sources = _word_sources(words, toy_words, wordnet, senses, bert)
+        if word:
+            gap = gap_at(caption, word)
+            candidates = gather(gap, sources, pool)
+        else:
+            gap, candidates = choose_gap(caption, sources, count, pool, generator)
+        if encoder is not None:
+            encoder.expect(1 + (len(candidates) if selection == SOFT else count))
+        if selection == SOFT:
+            found = spread_prompts(gap, candidates, count, encoder)
+        else:
+            found = random_prompts(gap, candidates, count, generator, encoder)
         if encoder is not None and encoder.cut:
-            log.warning('PromptAugment: the caption is longer than the text encoder reads; cut off: "%s"', encoder.cut[0])
+            warn(cls, f'the caption is longer than the text encoder reads; cut off: "{encoder.cut[0]}"')
         if include_caption:
             found = [Augmentation(caption, gap.word, None if clip is None else 0.0), *found]
         table = "\n".join(map(_line, found))
@@ -129,7 +127,7 @@ class PromptAugment(io.ComfyNode):
 
 def _word_sources(words: str, toy_words: bool, wordnet: str, senses: int, bert: str) -> list[Source]:
     """What was chosen, in the order in which the sources may decide which word is replaced."""
-    own = list(filter(None, (" ".join(word.split()) for word in re.split(r"[,\n]", words))))
+    own = listed(words)
     sources = [
         *([WordList(own)] if own else []),
         *([ToyWords()] if toy_words else []),

@@ -1,30 +1,20 @@
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 from comfy_api.latest import io
 
-from ..zerocon_core.finetune import Objective, Targets, draw_batches, word_variations
-from .bridge.attention import transformer_layers
-from .bridge.conditioning import SentenceEncoder
-from .bridge.finetune import (
-    Embeddings,
-    Training,
-    apply_lora,
-    loaded_adapters,
-    lora_state,
-    model_latents,
-    new_adapters,
-    train,
-)
-from .bridge.inversion import is_flow
-from .bridge.status import say
-from .checks import only
-from .schema import search_aliases
-
-log = logging.getLogger(__name__)
+from ..bridge.loops.training import Embeddings, Training, model_latents, train
+from ..bridge.model.adapters import apply_lora, loaded_adapters, lora_state, new_adapters
+from ..bridge.model.conditioning import SentenceEncoder
+from ..bridge.model.facts import transformer_layers
+from ..bridge.model.noising import is_flow
+from ..bridge.status import say
+from ..zerocon_core.language.text import listed
+from ..zerocon_core.methods.finetune import Objective, Targets, draw_batches, word_variations
+from .shared.checks import single_but
+from .shared.refusals import refusing, warn
+from .shared.schema import search_aliases
 
 SOFT, HARD = "Soft-CL", "CL"
 
@@ -40,6 +30,7 @@ class SoftContrastiveTrain(io.ComfyNode):
             description="Trains a LoRA on captioned images so that changing one word changes what that word is about and leaves "
             "the rest of the image alone.",
             is_input_list=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="A U-Net: SD1.x, SD2.x or SDXL. It is not changed."),
                 io.Clip.Input("clip", tooltip="The text encoder of the model. It is not trained."),
@@ -113,50 +104,42 @@ class SoftContrastiveTrain(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, latents, captions, words, target_prompts=(), **settings) -> io.NodeOutput:
-        settings = SimpleNamespace(**{name: only("SoftContrastiveTrain", name, values) for name, values in settings.items()})
+    @refusing
+    @single_but("latents", "captions", "words", "target_prompts")
+    def execute(
+        cls, model, clip, latents, captions, words, target_count, contrast, soft_augmentation, lambda_contrast, mask_threshold,
+        margin, rank, learning_rate, steps, batch_size, accumulation, gradient_checkpointing, seed, target_prompts=(),
+        existing_lora=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        check_model(model)
+        images, captions = model_latents(model, image_latents(latents)), caption_list(captions)
+        if len(images) != len(captions):
+            raise ValueError(
+                f"there are {len(images)} images and {len(captions)} captions; it needs one caption an image, in the same order"
+            )
+        variations = None
+        if lambda_contrast:
+            variations = target_variations(captions, words, target_prompts)
+            check_variations(captions, variations, target_count)
+
         report = partial(say, cls.hidden.unique_id)
-        try:
-            return io.NodeOutput(*train_lora(latents, captions, words, target_prompts, settings, report))
-        except ValueError as error:
-            raise ValueError(f"SoftContrastiveTrain: {error}") from error
-
-
-def train_lora(
-    latents: list[dict], captions: list[str], words: list[str], target_prompts: Sequence[str], settings: SimpleNamespace,
-    report: Callable[[str], None],
-) -> tuple:  # fmt: skip
-    """The node's outputs."""
-    model, count = settings.model, settings.target_count
-    check_model(model)
-    images, captions = model_latents(model, image_latents(latents)), caption_list(captions)
-    if len(images) != len(captions):
-        raise ValueError(
-            f"there are {len(images)} images and {len(captions)} captions; it needs one caption an image, in the same order"
+        report("encoding prompts")
+        encoder = SentenceEncoder(clip)
+        embeddings = Embeddings(encoder)
+        choice = Targets(target_count, soft_loss=contrast == SOFT, soft_choice=soft_augmentation)
+        batches = draw_batches(
+            images, captions, variations, steps * accumulation, batch_size, choice, embeddings.__getitem__, seed
         )
-    variations = None
-    if settings.lambda_contrast:
-        variations = target_variations(captions, words, target_prompts)
-        check_variations(captions, variations, count)
-    encoder = SentenceEncoder(settings.clip)
-    embeddings = Embeddings(encoder)
-    report("encoding prompts")
-    batches = draw_batches(
-        images, captions, variations, settings.steps * settings.accumulation, settings.batch_size,
-        Targets(count, settings.contrast == SOFT, settings.soft_augmentation), embeddings.__getitem__, settings.seed,
-    )  # fmt: skip
-    embeddings.encode(batches)
-    for text in encoder.cut:
-        log.warning('SoftContrastiveTrain: a prompt is longer than the text encoder reads; cut off: "%s"', text)
-    training = Training(
-        batches, embeddings, Objective(settings.lambda_contrast, settings.mask_threshold, settings.margin),
-        settings.learning_rate, settings.accumulation, settings.seed, settings.gradient_checkpointing,
-    )  # fmt: skip
-    existing = getattr(settings, "existing_lora", None)
-    adapters = new_adapters(model, settings.rank, settings.seed) if existing is None else loaded_adapters(model, existing)
-    history = train(model, training, adapters, report)
-    lora = lora_state(adapters)
-    return apply_lora(model, lora), lora, {"loss": [step.total for step in history]}
+        embeddings.encode(batches)
+        for text in encoder.cut:
+            warn(cls, f'a prompt is longer than the text encoder reads; cut off: "{text}"')
+
+        adapters = new_adapters(model, rank, seed) if existing_lora is None else loaded_adapters(model, existing_lora)
+        objective = Objective(lambda_contrast, mask_threshold, margin)
+        training = Training(batches, embeddings, objective, learning_rate, accumulation, seed, gradient_checkpointing)
+        history = train(model, training, adapters, report)
+        lora = lora_state(adapters)
+        return io.NodeOutput(apply_lora(model, lora), lora, {"loss": [step.total for step in history]})
 
 
 def check_model(model) -> None:
@@ -204,7 +187,7 @@ def target_variations(captions: list[str], words: list[str], target_prompts: Seq
                 "Prompt Augment makes them from the same list of captions"
             )
         return [[list(dict.fromkeys(target_prompts[i * each : (i + 1) * each]))] for i in range(len(captions))]
-    groups = [[word.strip() for word in line.split(",") if word.strip()] for text in words for line in lines(text)]
+    groups = [listed(line) for text in words for line in lines(text)]
     if not groups:
         raise ValueError(
             "there are no words to replace in the captions; write groups of words into words, connect target_prompts, or set "

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..bridge.toyworld import load_toy_world
 from ..zerocon_core.toyworld.scene import (
     COLOURS,
     HELD_OUT_SEED,
@@ -14,8 +15,8 @@ from ..zerocon_core.toyworld.scene import (
     render,
     scene_from_seed,
 )
-from .bridge.toyworld import load_toy_world
-from .schema import search_aliases
+from .shared.refusals import refusing
+from .shared.schema import search_aliases
 
 CATEGORY = "ZeroCon/toy world"
 RANDOM = "random"
@@ -40,6 +41,7 @@ class ToyWorld(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(cls):
         return io.NodeOutput(*load_toy_world())
 
@@ -69,6 +71,7 @@ class ToyScene(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @refusing
     def execute(cls, seed, colour, shape, pattern, size):
         chosen = {"colour": colour, "shape": shape, "pattern": pattern}
         scene = replace(scene_from_seed(HELD_OUT_SEED + seed), **{k: v for k, v in chosen.items() if v != RANDOM})
@@ -97,6 +100,7 @@ class ToyTrainingSet(io.ComfyNode):
         )
 
     @classmethod
+    @refusing
     def execute(cls, first, count):
         scenes = [scene_from_seed(first + number) for number in range(count)]
         return io.NodeOutput(torch.cat([_batch(render(scene)) for scene in scenes]), [caption(scene) for scene in scenes])

@@ -1,16 +1,12 @@
-"""Draw the registry's icon and banner from pictures of the toy world: python tools/draw_icon.py"""
+"""Draw the registry's icon and banner from pictures of the toy world: python -m tools.draw_icon"""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from zerocon_core.toyworld.scene import Background, Bystander, Pose, Scene, render  # noqa: E402
+from tools.comfy_server import ROOT
+from zerocon_core.toyworld.scene import Background, Bystander, Pose, Scene, render
 
 SOURCE = Scene(
     colour="red",

@@ -1,7 +1,7 @@
 """Check the shipped workflows in the real page of a running ComfyUI, and write what is made from them.
 
     python dev.py serve                                   prints the address of a server with the pack in it
-    python tools/export_workflows.py http://127.0.0.1:PORT [NAME ...]
+    python -m tools.export_workflows http://127.0.0.1:PORT [NAME ...]
 
 For every workflows/NAME.json: loads it as the page does, stops if a node type, a widget or a link did not survive, writes what
 the page would send to the server to workflows/api/NAME.json, and draws the graph: workflows/NAME.jpg (thumbnail of the template
@@ -14,15 +14,12 @@ import argparse
 import io
 import json
 import sys
-from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tools.page import PICTURE, PageError, comfy_page, load, screenshot  # noqa: E402
+from tools.comfy_server import ROOT
+from tools.page import PICTURE, PageError, comfy_page, load, screenshot
 
 WORKFLOWS = ROOT / "workflows"
 README_GRAPHS = {"zerocon_toy": ROOT / "docs" / "images" / "zerocon_toy_graph.png"}

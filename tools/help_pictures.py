@@ -1,23 +1,19 @@
 """Draw the pictures of the help pages: each node in the real page, after a run of a shipped toy workflow.
 
-    python tools/help_pictures.py [NODE_ID ...]
+    python -m tools.help_pictures [NODE_ID ...]
 
 Starts a server of its own. Writes web/docs/images/NODE_ID.webp. Needs the environment of dev.py and a Chromium.
 """
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 from playwright.sync_api import Page
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tools.comfy_server import comfy_server, find_comfyui  # noqa: E402
-from tools.page import comfy_page, load, run, screenshot  # noqa: E402
+from tools.comfy_server import ROOT, comfy_server, find_comfyui
+from tools.page import comfy_page, load, run, screenshot
 
 IMAGES = ROOT / "web" / "docs" / "images"
 WIDTH, MARGIN, TITLE, GAP = 330, 30, 56, 60  # of the nodes in a picture, in units of the graph

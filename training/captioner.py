@@ -3,14 +3,12 @@
 import shutil
 
 import torch
-from common import RUNS, Run, log, pack
-from dataset import pick, pictures, scenes, tensor
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+from zerocon_pack.zerocon_core.language import captioning
+from zerocon_pack.zerocon_core.toyworld import config, scene, weights
 
-captioning = pack("zerocon_core.captioning")
-config = pack("zerocon_core.toyworld.config")
-scene = pack("zerocon_core.toyworld.scene")
-weights = pack("zerocon_core.toyworld.weights")
+from .common import RUNS, Run, log
+from .dataset import pick, pictures, scenes, tensor
 
 BATCH = 32
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")

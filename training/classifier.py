@@ -4,15 +4,15 @@ from functools import partial
 
 import numpy as np
 import torch
-from common import RUNS, WEIGHTS, Run, log, pack, write_atomically
-from dataset import pick, pictures, save_array, scenes, tensor
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from zerocon_pack.bridge.toyworld import build_vae
+from zerocon_pack.zerocon_core.toyworld import scene, weights
+from zerocon_pack.zerocon_core.toyworld.classifier import Classifier, classify
 
-bridge = pack("nodes.bridge.toyworld")
-judge = pack("zerocon_core.toyworld.classifier")
-scene = pack("zerocon_core.toyworld.scene")
+from .common import RUNS, WEIGHTS, Run, log, write_atomically
+from .dataset import pick, pictures, save_array, scenes, tensor
 
 BATCH = 64
 ROUND_TRIPS = 4_000
@@ -21,7 +21,7 @@ ROUND_TRIPS = 4_000
 def train(steps: int) -> None:
     """Minimise the three cross entropies and the pose's absolute error."""
     torch.manual_seed(4)
-    model = judge.Classifier()
+    model = Classifier()
     run = Run("classifier", {"classifier": model}, peak=2e-3)
     (images, _), decoded = pictures(), round_trips()
     labels, poses = truth(scenes())
@@ -42,7 +42,7 @@ def train(steps: int) -> None:
     run.use_average(lambda: export(model))
 
 
-def truth(subjects: list["scene.Scene"]) -> tuple[torch.Tensor, torch.Tensor]:
+def truth(subjects: list[scene.Scene]) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels (N, 3) for colour, shape and pattern, and poses (N, 3) for centre and radius."""
     labels = [(scene.COLOURS.index(s.colour), scene.SHAPES.index(s.shape), scene.PATTERNS.index(s.pattern)) for s in subjects]
     poses = [(s.pose.cx, s.pose.cy, s.pose.radius) for s in subjects]
@@ -67,8 +67,8 @@ def round_trips() -> NDArray[np.uint8]:
     path = RUNS / "round_trips.npy"
     if not path.exists():
         log.info("encoding and decoding %d scenes", ROUND_TRIPS)
-        state = bridge.weights.read("vae")
-        vae, images = bridge.build_vae(state), pictures()[0]
+        state = weights.read("vae")
+        vae, images = build_vae(state), pictures()[0]
         with torch.no_grad():
             parts = [vae.decode(vae.encode(_floats(images[i : i + 50]))) for i in range(0, ROUND_TRIPS, 50)]
         write_atomically(path, partial(save_array, torch.cat(parts).mul(255.0).round().byte().numpy()))
@@ -80,17 +80,17 @@ def _floats(images: NDArray[np.uint8]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def accuracy(model: "judge.Classifier", count: int = 500) -> dict[str, float]:
+def accuracy(model: Classifier, count: int = 500) -> dict[str, float]:
     """Share of `count` held-out scenes whose colour, shape and pattern are read correctly."""
     subjects = scene.held_out_scenes(count)
-    read = judge.classify(torch.stack([torch.from_numpy(scene.render(s)) for s in subjects]), model)
+    read = classify(torch.stack([torch.from_numpy(scene.render(s)) for s in subjects]), model)
     return {
         name: float(np.mean([guess == getattr(s, name) for guess, s in zip(getattr(read, name), subjects, strict=True)]))
         for name in ("colour", "shape", "pattern")
     }
 
 
-def export(model: "judge.Classifier") -> None:
+def export(model: Classifier) -> None:
     """Write the weights as they ship."""
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     write_atomically(WEIGHTS / "classifier.safetensors", lambda path: save_file(tensors, path))

@@ -1,14 +1,11 @@
-"""What every training script shares: the host, the pack, and one resumable loop."""
+"""What all training shares: initial weights, files written whole, and one resumable loop."""
 
-import importlib
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,23 +18,6 @@ WEIGHTS = ROOT / "zerocon_core" / "toyworld" / "weights"
 log = logging.getLogger("training")
 
 Loss = Callable[[torch.Generator], torch.Tensor]
-
-
-def start_host(comfyui: Path, *arguments: str) -> None:
-    """Make ComfyUI's `comfy` importable, on the CPU and with gradients; `arguments` are those of its main.py."""
-    sys.path.insert(0, str(comfyui.expanduser().resolve()))
-    sys.argv = [sys.argv[0], "--cpu", *arguments]
-    options = importlib.import_module("comfy.options")
-    options.enable_args_parsing()
-
-
-def pack(module: str) -> ModuleType:
-    """A module of this pack, imported without the node list: training needs no ComfyUI server."""
-    for name, folder in (("zerocon_pack", ROOT), ("zerocon_pack.nodes", ROOT / "nodes")):
-        if name not in sys.modules:
-            sys.modules[name] = ModuleType(name)
-            sys.modules[name].__path__ = [str(folder)]
-    return importlib.import_module(f"zerocon_pack.{module}")
 
 
 def reset_weights(model: nn.Module, seed: int) -> None:

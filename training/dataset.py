@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import RUNS, log, pack, write_atomically
 from numpy.typing import NDArray
+from zerocon_pack.zerocon_core.toyworld import scene
 
-scene = pack("zerocon_core.toyworld.scene")
+from .common import RUNS, log, write_atomically
 
 COUNT = 40_000
 
 
-def scenes() -> list["scene.Scene"]:
+def scenes() -> list[scene.Scene]:
     """The training scenes, in the order of every array made from them."""
     return [scene.scene_from_seed(seed) for seed in range(COUNT)]
 

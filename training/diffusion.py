@@ -5,13 +5,14 @@ from functools import partial
 import comfy.clip_model
 import numpy as np
 import torch
-from common import RUNS, WEIGHTS, Run, log, pack, reset_weights, write_atomically
-from dataset import pick, pictures, scenes, tensor
 from safetensors.torch import save_file
 from torch import nn
-from wording import UNKNOWN, Wording
+from zerocon_pack.bridge import toyworld as bridge
+from zerocon_pack.zerocon_core.toyworld import config, weights
 
-bridge = pack("nodes.bridge.toyworld")
+from .common import RUNS, WEIGHTS, Run, log, reset_weights, write_atomically
+from .dataset import pick, pictures, scenes, tensor
+from .wording import UNKNOWN, Wording
 
 BATCH = 16
 LATENT_COUNT = 24_000
@@ -25,7 +26,7 @@ class TextEncoder(nn.Module):
     def __init__(self, encoder: nn.Module, vocabulary: list[int]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.table = nn.Embedding(len(vocabulary) + 1, bridge.config.TEXT_CONFIG["hidden_size"], padding_idx=0)
+        self.table = nn.Embedding(len(vocabulary) + 1, config.TEXT_CONFIG["hidden_size"], padding_idx=0)
         self.vocabulary = vocabulary
         self._row = {UNKNOWN: 0} | {id: row for row, id in enumerate(vocabulary, start=1)}
         nn.init.normal_(self.table.weight[1:], std=0.3)
@@ -50,7 +51,7 @@ class TextEncoder(nn.Module):
         return state | {bridge.TOKENS: tokens}
 
 
-def _layer(layer: "comfy.clip_model.CLIPLayer", x: torch.Tensor, mask: torch.Tensor, attention: object) -> torch.Tensor:
+def _layer(layer: comfy.clip_model.CLIPLayer, x: torch.Tensor, mask: torch.Tensor, attention: object) -> torch.Tensor:
     """The layer's own forward without its in-place additions, which autograd refuses."""
     x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
     return x + layer.mlp(layer.layer_norm2(x))
@@ -123,7 +124,7 @@ def latents() -> torch.Tensor:
     path = RUNS / "latents.pt"
     if not path.exists():
         log.info("encoding %d scenes", LATENT_COUNT)
-        state = bridge.weights.read("vae")
+        state = weights.read("vae")
         vae, scale = bridge.build_vae(state), state["latent.scale"]
         images, _ = pictures()
         with torch.no_grad():

@@ -1,17 +1,20 @@
 """Measure the shipped toy world on held-out scenes, with the host's stock sampler, and write the figures into its README.
 
-python training/evaluate.py --comfyui PATH [--count 200]
+    python -m training.evaluate [--count 200]
 """
 
 import argparse
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
-from captioner import exactness
-from common import ROOT, pack, start_host, write_atomically
 from torch.nn import functional as F
+from zerocon_pack.bridge.toyworld import load_toy_world
+from zerocon_pack.zerocon_core.toyworld import scene
+from zerocon_pack.zerocon_core.toyworld.classifier import classify, load_classifier
+
+from .captioner import exactness
+from .common import ROOT, write_atomically
 
 README = ROOT / "zerocon_core" / "toyworld" / "README.md"
 OPEN, CLOSE = "<!-- figures -->", "<!-- /figures -->"
@@ -30,11 +33,10 @@ NEEDED = {
 
 def evaluate(count: int, batch: int) -> dict[str, float]:
     """The figures that `NEEDED` names, each over the first `count` held-out scenes."""
-    scene, judge = pack("zerocon_core.toyworld.scene"), pack("zerocon_core.toyworld.classifier")
     subjects = scene.held_out_scenes(count)
     images = torch.stack([torch.from_numpy(scene.render(s)) for s in subjects])
-    classifier = judge.load_classifier()
-    model, clip, vae = pack("nodes.bridge.toyworld").load_toy_world()
+    classifier = load_classifier()
+    model, clip, vae = load_toy_world()
 
     with torch.inference_mode():
         error = F.mse_loss(vae.decode(vae.encode(images)), images, reduction="none").mean(dim=(1, 2, 3))
@@ -45,8 +47,8 @@ def evaluate(count: int, batch: int) -> dict[str, float]:
             ]
         )
     figures = {"vae_psnr_db": float((-10.0 * error.log10()).mean())}
-    figures |= accuracy("sampled", judge.classify(sampled, classifier), subjects)
-    figures |= accuracy("classifier", judge.classify(images, classifier), subjects)
+    figures |= accuracy("sampled", classify(sampled, classifier), subjects)
+    figures |= accuracy("classifier", classify(images, classifier), subjects)
     figures["caption_exact"] = exactness(count)
     return figures
 
@@ -85,12 +87,10 @@ def table(figures: dict[str, float], count: int) -> str:
 def main() -> None:
     """Evaluate, print the table, write it into the README."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI checkout")
     parser.add_argument("--count", type=int, default=200, help="held-out scenes")
     parser.add_argument("--batch", type=int, default=25, help="images sampled at once")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    start_host(arguments.comfyui)
     report = table(evaluate(arguments.count, arguments.batch), arguments.count)
     print(report)
     before, _, rest = README.read_text(encoding="utf-8").partition(OPEN)

@@ -2,13 +2,12 @@
 
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
-from common import WEIGHTS, Run, log, pack, reset_weights, write_atomically
-from dataset import pick, pictures, tensor
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from zerocon_pack.zerocon_core.toyworld import config, scene
 
-config = pack("zerocon_core.toyworld.config")
-scene = pack("zerocon_core.toyworld.scene")
+from .common import WEIGHTS, Run, log, reset_weights, write_atomically
+from .dataset import pick, pictures, tensor
 
 BATCH = 8
 KL_WEIGHT = 1e-4

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from common import pack
-
-scene = pack("zerocon_core.toyworld.scene")
+from zerocon_pack.zerocon_core.toyworld import scene
 
 # The empty one thrice: every third phrase stands alone.
 OPENINGS = (
@@ -37,7 +35,7 @@ class Wording:
         words = " ".join((*OPENINGS, *scene.COLOURS, *scene.SHAPES, *scene.PATTERNS, "a an the on background"))
         return sorted({*self._ids(words), START, END})
 
-    def tokens(self, subject: "scene.Scene", rng: np.random.Generator) -> list[int]:
+    def tokens(self, subject: scene.Scene, rng: np.random.Generator) -> list[int]:
         """`LENGTH` ids that describe the scene, a part of it, or nothing."""
         if rng.random() < EMPTY_SHARE:
             return _framed([])
@@ -45,7 +43,7 @@ class Wording:
         return _framed(_scattered(words, rng) if rng.random() < 0.5 else list(words))
 
 
-def phrase(subject: "scene.Scene", rng: np.random.Generator) -> str:
+def phrase(subject: scene.Scene, rng: np.random.Generator) -> str:
     """The caption in six of ten cases, else one of its parts."""
     colour, shape, pattern = subject.colour, subject.shape, subject.pattern
     parts = (

@@ -1,19 +1,16 @@
 """The mathematics of ZeroCon in plain PyTorch.
 
 Nothing here knows the host: a model is a callable, progress is a callback, and the same code runs on a ComfyUI model, on a
-diffusers U-Net or on a closed form. One module a subject:
+diffusers U-Net or on a closed form. Latents are (B, C, ...) in the model's own space, noise levels are the host's sigma, and
+anything wrong with them is a ValueError of one sentence. A room for each question that a reader comes with:
 
-    diffusion      the few relations between latent, sigma, eps and denoised latent that everything else is written in
-    inversion      DDIM inversion with noise regularisation and fixed-point refinement
-    directions     edit directions in text-embedding space, from paired sentence banks
-    patchnce       the patch-wise contrastive loss
-    guidance       pix2pix-zero's cross-attention loss, joined with the contrastive loss into one guided step
-    cds            delta and contrastive denoising score
-    prompts        target prompts that change one word of a caption, with english, wordnet and fillmask for its words
-    masks          where an edit belongs: differences between prompts
-    finetune       contrastive fine-tuning of low-rank adapters with augmented prompts
-    attention_maps heat maps of where the model sees each word, with drawing for grids and curves
-    metrics        what the papers report of an edit
-    captioning     image captions from a BLIP model
-    toyworld       a miniature world with exact ground truth
+    noising      how latent, noise, sigma and prediction belong together, for eps, v and flow models
+    observation  what a model shows of itself in a pass, and how two passes are compared
+    methods      the papers, one a file: inversion, guidance, patchnce, cds, finetune
+    language     the words: edit directions, target prompts, English, WordNet, BERT, captions
+    maps         places in an image: where predictions differ, where a word is seen
+    metrics      how good an edit is: what the papers report, and the networks that look
+    pretrained   networks from local folders, whole or refused
+    drawing      results as pictures: grids, heat, curves
+    toyworld     a miniature world whose truth is known
 """

@@ -4,19 +4,34 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .maps.words import resize
+
 INK, PALE, PAPER = "#202020", "#d8d8d8", "white"
 CURVES = "#0072b2", "#d55e00", "#202020"  # told apart by colour-blind people too (Okabe and Ito)
+
+
+INFERNO = [
+    (0, 0, 4), (20, 11, 52), (57, 9, 99), (95, 19, 110), (133, 33, 107), (169, 46, 94),
+    (203, 65, 73), (230, 93, 47), (247, 132, 16), (252, 174, 18), (245, 219, 76), (252, 255, 164),
+]  # fmt: skip
+"""Matplotlib's colour map of that name (CC0) at even distances."""
 
 
 def to_picture(image: Image.Image) -> Tensor:
     """(H, W, 3) from 0 to 1."""
     return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32) / 255)
+
+
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """PIL's own font, which is one for all sizes where a size is named."""
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
 
 
 # Grids of pictures
@@ -40,7 +55,7 @@ def labelled_grid(pictures: Tensor, labels: Sequence[str]) -> Tensor:
     """`pictures` (N, H, W, 3) in rows, a label under each, as one picture (H', W', 3)."""
     count, height, width, _ = pictures.shape
     columns = grid_columns(count)
-    font = ImageFont.load_default(max(16, width // 18))
+    font = font_of(max(16, width // 18))
     label_height = int(1.5 * font.size)
     across, down = width + GAP, height + label_height + GAP
     sheet = Image.new("RGB", (columns * across + GAP, math.ceil(count / columns) * down + GAP), PAPER)
@@ -51,6 +66,31 @@ def labelled_grid(pictures: Tensor, labels: Sequence[str]) -> Tensor:
         sheet.paste(Image.fromarray(picture), (left, top))
         draw.text((left + width // 2, top + height + label_height // 2), fitted(label, font, width), INK, font, anchor="mm")
     return to_picture(sheet)
+
+
+def lay_over(image: Tensor | None, heat: Tensor, opacity: float) -> Tensor:
+    """Heat (B, N, H, W) as colours over an image (B or 1, H', W', channels) of each sample, or alone: (B, N, H, W, 3)."""
+    if image is None:
+        return colours(heat)
+    height, width = heat.shape[-2:]
+    under = resize(image[..., :3].float().movedim(-1, 1), (height, width)).movedim(1, -1).unsqueeze(1).to(heat)
+    return torch.lerp(under, colours(heat), opacity)
+
+
+def colours(heat: Tensor) -> Tensor:
+    """Heat from 0 to 1, of any shape, as colours (..., 3) from black over red to light yellow."""
+    table = torch.tensor(INFERNO, dtype=heat.dtype, device=heat.device) / 255
+    place = heat.clamp(0, 1) * (len(table) - 1)
+    below = place.long().clamp_max(len(table) - 2)
+    return torch.lerp(table[below], table[below + 1], (place - below).unsqueeze(-1))
+
+
+def heat_grids(
+    heat: Tensor, labels: Sequence[Sequence[str]], size: tuple[int, int], image: Tensor | None, opacity: float
+) -> Tensor:
+    """Maps (B, N, h, w) of images of `size` as one labelled grid a sample (B, H, W, 3), laid over the `image` if there is one."""
+    cells = lay_over(image, resize(heat, cell_size(*size, heat.shape[1])), opacity)
+    return torch.stack([labelled_grid(*row) for row in zip(cells, labels, strict=True)])
 
 
 def fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
@@ -90,7 +130,7 @@ def plot(panels: Sequence[Panel], places: Sequence[str], axis: str, columns: int
 def draw_panel(panel: Panel, places: Sequence[str], axis: str) -> Image.Image:
     """One panel, SHARP times as large as it will be."""
     picture = Image.new("RGB", (SHARP * PANEL[0], SHARP * PANEL[1]), PAPER)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14 * SHARP)
+    draw, font = ImageDraw.Draw(picture), font_of(14 * SHARP)
     left, top, right, bottom = (SHARP * margin for margin in MARGINS)
     right, bottom = picture.width - right, picture.height - bottom
     levels = axis_levels([value for curve in panel.curves.values() for value in curve])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerocon_core.cds import (
+from zerocon_core.methods.cds import (
     PAPER_STEP_SIZE,
     CDSWeights,
     Score,
@@ -18,8 +18,10 @@ from zerocon_core.cds import (
     draw_timesteps,
     refine_noise,
 )
-from zerocon_core.patchnce import PatchNCE
+from zerocon_core.methods.patchnce import PatchNCE
+from zerocon_core.noising import Noising
 
+EPS, FLOW = Noising(), Noising(flow=True)
 SIGMAS = torch.tensor([2.5, 0.4, 1.1, 6.0, 0.9], dtype=torch.float64)
 
 
@@ -92,7 +94,7 @@ def test_optimisation_is_the_published_sgd(weights, direction):
     w_dds, w_cut = weights
     settings = CDSWeights(w_dds, w_cut, PatchNCE(direction=direction))
     step = authors_step_size(4, 6)
-    [edited] = cds_optimize(Z_SRC, scorer("source"), [scorer("target")], SIGMAS, step_size=step, weights=settings, seed=3)
+    [edited] = cds_optimize(EPS, Z_SRC, scorer("source"), [scorer("target")], SIGMAS, step_size=step, weights=settings, seed=3)
     for i in range(2):
         sample = Z_SRC[i : i + 1]
         expected = published_sgd(sample, drawn_noises(3), w_dds, w_cut, direction)
@@ -110,7 +112,7 @@ def test_loss_is_the_objective_in_published_units():
     z = Z_SRC[:1] + 0.2
     source = scorer("source")(Z_SRC[:1] + sigma * noise, sigma)
     weights = CDSWeights(0.5, 2.0)
-    gradient = cds_gradient(z, noise, sigma, source, scorer("target"), weights, generator())
+    gradient = cds_gradient(EPS, z, noise, sigma, source, scorer("target"), weights, generator())
     edited = scorer("target")(z + sigma * noise, sigma)
     cut = papers.contrastive_loss([(edited.features[n][0], source.features[n][0]) for n in edited.features], (1, 2), 0.07, "cds")
     dds = 2000 / 24 * sum(v**2 for v in (edited.eps - source.eps).flatten().tolist())
@@ -122,12 +124,12 @@ def test_without_contrast_no_gradient_is_recorded():
         assert not x.requires_grad and not torch.is_grad_enabled()
         return scorer("target")(x, sigma)
 
-    cds_optimize(Z_SRC, scorer("source"), [score], SIGMAS, weights=CDSWeights(w_cut=0.0))
+    cds_optimize(EPS, Z_SRC, scorer("source"), [score], SIGMAS, weights=CDSWeights(w_cut=0.0))
 
 
 def optimise(z_src=Z_SRC, targets=("target",), **options):
     options = {"weights": CDSWeights(patchnce=PatchNCE(patches=5)), "seed": 4, "step_size": 0.2} | options
-    return cds_optimize(z_src, scorer("source"), [scorer(t) for t in targets], SIGMAS, **options)
+    return cds_optimize(EPS, z_src, scorer("source"), [scorer(t) for t in targets], SIGMAS, **options)
 
 
 def test_several_targets_are_runs_of_one():
@@ -175,7 +177,35 @@ def test_an_update_that_is_not_finite_names_iteration_and_cause(part, said):
         return good._replace(features={layer: maps / 0 for layer, maps in good.features.items()})
 
     with pytest.raises(ValueError, match=f"^iteration 3: the {said} is not finite at sigma 1.1$"):
-        cds_optimize(Z_SRC, scorer("source"), [score], SIGMAS)
+        cds_optimize(EPS, Z_SRC, scorer("source"), [score], SIGMAS)
+
+
+# Flow models: at sigma they are the eps model at sigma / (1 - sigma), asked about (1 - sigma) x
+
+
+def flow_scorer(prompt: str):
+    return lambda x, sigma: scorer(prompt)(x / (1 - sigma), sigma / (1 - sigma))
+
+
+@pytest.mark.parametrize("w_cut", [0.0, 3.0])
+def test_a_flow_is_edited_as_its_eps_model_is(w_cut):
+    """The same noise predictions are compared, so the same latent results: velocities would differ by z_src - z."""
+    options = {"step_size": 0.2, "weights": CDSWeights(1.0, w_cut), "seed": 2}
+    [expected] = cds_optimize(EPS, Z_SRC, scorer("source"), [scorer("target")], SIGMAS, **options)
+    levels = SIGMAS / (1 + SIGMAS)
+    [edited] = cds_optimize(FLOW, Z_SRC, flow_scorer("source"), [flow_scorer("target")], levels, **options)
+    assert (edited - expected).norm() / (expected - Z_SRC).norm() < 1e-6
+
+
+def test_the_noise_of_a_flow_is_refined_as_its_eps_models_is():
+    sigma, noise = torch.tensor(1.3, dtype=torch.float64), randn(2, 3, 4, 6, seed=9)
+
+    def denoise(x, sigma):
+        return x - sigma * vp_eps(x / (1 + sigma**2).sqrt(), 1 / (1 + sigma**2), "source")
+
+    of_flow = lambda x, sigma: denoise(x / (1 - sigma), sigma / (1 - sigma))
+    expected = refine_noise(EPS, Z_SRC, noise, sigma, denoise, 3)
+    torch.testing.assert_close(refine_noise(FLOW, Z_SRC, noise, sigma / (1 + sigma), of_flow, 3), expected)
 
 
 # Timesteps
@@ -213,10 +243,10 @@ def test_refinement_is_the_published_fixed_point():
         x_vp = x_vp - papers.numerical_gradient(distance, x_vp)
     expected = (x_vp - alpha_bar.sqrt() * source) / (1 - alpha_bar).sqrt()
     scale = (1 + sigma**2).sqrt()
-    refined = refine_noise(source, noise, sigma, lambda x, sigma: posterior_mean(x / scale), 3)
+    refined = refine_noise(EPS, source, noise, sigma, lambda x, sigma: posterior_mean(x / scale), 3)
     assert distances[2] < distances[0]
     assert (refined - expected).norm() / (expected - noise).norm() < 1e-6
-    assert torch.allclose(refine_noise(source, noise, sigma, lambda x, sigma: x, 0), noise)
+    assert torch.allclose(refine_noise(EPS, source, noise, sigma, lambda x, sigma: x, 0), noise)
 
 
 def test_refined_noise_is_shared_by_source_and_target():
@@ -227,5 +257,5 @@ def test_refined_noise_is_shared_by_source_and_target():
         return scorer("target")(x, sigma)
 
     fixed = randn(2, 3, 4, 6, seed=5)
-    cds_optimize(Z_SRC, score, [score], SIGMAS[:1], weights=CDSWeights(w_cut=0.0), refine=lambda noise, sigma: fixed)
+    cds_optimize(EPS, Z_SRC, score, [score], SIGMAS[:1], weights=CDSWeights(w_cut=0.0), refine=lambda noise, sigma: fixed)
     assert torch.equal(asked[0], asked[1]) and torch.equal(asked[0], Z_SRC + SIGMAS[0] * fixed)

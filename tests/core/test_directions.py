@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zerocon_core.directions import (
+from zerocon_core.language.directions import (
     TEMPLATES,
     Embedding,
     edit_direction,

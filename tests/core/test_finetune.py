@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerocon_core.finetune import (
+from zerocon_core.methods.finetune import (
     Example,
     Losses,
     LowRank,
@@ -25,7 +25,9 @@ from zerocon_core.finetune import (
     training_steps,
     word_variations,
 )
+from zerocon_core.noising import Noising
 
+EPS, FLOW = Noising(), Noising(flow=True)
 COLOURS, SHAPES = ["red", "green", "blue", "yellow", "white"], ["circle", "square", "star"]
 
 
@@ -100,7 +102,7 @@ def batch_of(softness: Tensor) -> list[Example]:
 
 def test_the_objective_is_that_of_the_paper():
     noise, sigma, objective = randn(2, 3, 5, 6, seed=6), torch.tensor([0.7, 3.0]).double(), Objective(0.5, 0.3, 0.8)
-    found = losses(predict, batch_of(SOFTNESS), noise, sigma, objective)
+    found = losses(EPS, predict, batch_of(SOFTNESS), noise, sigma, objective)
     ldm, apart, kept = [], [], []
     for b, example in enumerate(batch_of(SOFTNESS)):
         x = IMAGE[b] + sigma[b] * noise[b]
@@ -116,9 +118,22 @@ def test_the_objective_is_that_of_the_paper():
     assert float(found.total) == pytest.approx(truth[0] + 0.5 * (truth[1] + truth[2]), rel=1e-9)
 
 
+def test_a_flow_learns_its_velocity():
+    """x = (1 - s) z + s eps and D = x - s v, so v = (x - D) / s, to be eps - z; where targets differ, v does as eps does."""
+    noise, sigma, objective = randn(2, 3, 5, 6, seed=6), torch.tensor([0.3, 0.8]).double(), Objective(0.5, 0.3, 0.8)
+    found = losses(FLOW, predict, batch_of(SOFTNESS), noise, sigma, objective)
+    errors = []
+    for b, example in enumerate(batch_of(SOFTNESS)):
+        x = (1 - sigma[b]) * IMAGE[b] + sigma[b] * noise[b]
+        velocities = [(x - predict(x[None], sigma[b : b + 1], [prompt])[0]) / sigma[b] for prompt in example.prompts]
+        errors.append((velocities[0] - (noise[b] - IMAGE[b])).square().mean())
+    assert float(found.ldm) == pytest.approx(float(sum(errors)) / 2, rel=1e-9)
+    assert float(found.total) == pytest.approx(float(found.ldm + 0.5 * (found.dissimilarity + found.preservation)), rel=1e-9)
+
+
 def test_a_prediction_that_is_not_finite_is_refused():
     with pytest.raises(FloatingPointError, match="prediction is not finite"):
-        losses(lambda x, sigma, prompts: x / 0, batch_of(SOFTNESS), torch.zeros(2, 3, 5, 6), torch.ones(2), Objective())
+        losses(EPS, lambda x, sigma, prompts: x / 0, batch_of(SOFTNESS), torch.zeros(2, 3, 5, 6), torch.ones(2), Objective())
 
 
 # Target prompts
@@ -169,7 +184,7 @@ def test_soft_loss_with_prompts_at_distance_1_is_the_hard_loss():
     assert soft_targets == hard_targets
     noise, sigma = randn(2, 3, 5, 6, seed=6), torch.tensor([0.7, 3.0]).double()
     of_soft, of_hard = (
-        losses(predict, [example._replace(softness=softness) for example in batch_of(SOFTNESS)], noise, sigma, Objective())
+        losses(EPS, predict, [example._replace(softness=softness) for example in batch_of(SOFTNESS)], noise, sigma, Objective())
         for softness in (soft, hard)
     )
     assert of_soft == of_hard

@@ -8,8 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerocon_core.guidance import Guidance, GuidanceWeights, Observation, cross_attention_loss
-from zerocon_core.patchnce import PatchNCE
+from zerocon_core.methods.guidance import Guidance, GuidanceWeights, cross_attention_loss
+from zerocon_core.methods.patchnce import PatchNCE
+from zerocon_core.noising import Noising
+from zerocon_core.observation import Observation
+
+EPS, FLOW = Noising(), Noising(flow=True)
 
 SIGMA = torch.tensor(1.7, dtype=torch.float64)
 EVERYWHERE = PatchNCE()  # more patches than the maps below have places
@@ -86,7 +90,7 @@ def at_x() -> tuple[Tensor, Tensor]:
 
 
 def shift(weights: GuidanceWeights, x: Tensor = X, reference: Observation = REFERENCE) -> Tensor:
-    return Guidance(weights, generator()).shift(observe, x, SIGMA, reference)
+    return Guidance(EPS, weights, generator()).shift(observe, x, SIGMA, reference)
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
@@ -131,12 +135,18 @@ def test_without_the_cross_attention_loss_it_is_the_contrastive_step(at_x):
 
 @pytest.mark.parametrize("sigma", [0.0, 0.03, 14.6])
 def test_shift_grows_with_one_plus_sigma_squared(sigma, at_x):
-    moved = Guidance(GuidanceWeights(0.3, 0.0), generator()).shift(observe, X, torch.tensor(sigma).double(), REFERENCE)
+    moved = Guidance(EPS, GuidanceWeights(0.3, 0.0), generator()).shift(observe, X, torch.tensor(sigma).double(), REFERENCE)
     torch.testing.assert_close(moved, -(1 + sigma**2) * 0.3 * at_x[0], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0])
+def test_shift_of_a_flow_is_a_step_where_the_squares_of_both_shares_sum_to_one(sigma, at_x):
+    moved = Guidance(FLOW, GuidanceWeights(0.3, 0.0), generator()).shift(observe, X, torch.tensor(sigma).double(), REFERENCE)
+    torch.testing.assert_close(moved, -((1 - sigma) ** 2 + sigma**2) * 0.3 * at_x[0], rtol=1e-5, atol=1e-7)
+
+
 def test_relative_weight_is_measured_once_and_held(at_x):
-    guidance = Guidance(RELATIVE, generator())
+    guidance = Guidance(EPS, RELATIVE, generator())
     xa, cut = at_x
     # At the first step the contrastive move has 0.6 times the length of the cross-attention move, in each sample.
     weight = 0.6 * 0.3 * length(xa) / length(cut)
@@ -158,8 +168,8 @@ def test_relative_weight_is_measured_once_and_held(at_x):
 @pytest.mark.parametrize("weights", [ABSOLUTE, RELATIVE], ids=["absolute", "relative"])
 def test_samples_of_a_batch_do_not_meet(weights, patches):
     weights = replace(weights, patchnce=PatchNCE(patches=patches))
-    together = Guidance(weights, generator())
-    alone = [Guidance(weights, generator()) for _ in X]
+    together = Guidance(EPS, weights, generator())
+    alone = [Guidance(EPS, weights, generator()) for _ in X]
     for x in (X, LATER):
         moved = together.shift(observe, x, SIGMA, REFERENCE)
         for i, guidance in enumerate(alone):
@@ -171,7 +181,7 @@ def test_patches_are_drawn_anew_each_step_from_the_seed():
     weights = replace(ABSOLUTE, patchnce=PatchNCE(patches=3))
 
     def two_steps() -> list[Tensor]:
-        guidance = Guidance(weights, generator(3))
+        guidance = Guidance(EPS, weights, generator(3))
         return [guidance.shift(observe, X, SIGMA, REFERENCE) for _ in range(2)]
 
     (first, second), again = two_steps(), two_steps()
@@ -199,7 +209,7 @@ def test_other_layers_than_the_references_are_an_error(kind):
 def test_no_layers_at_all_is_an_error(weights):
     nothing = Observation({}, {})
     with pytest.raises(ValueError, match="not comparable"):
-        Guidance(weights, generator()).shift(lambda x: nothing, X, SIGMA, nothing)
+        Guidance(EPS, weights, generator()).shift(lambda x: nothing, X, SIGMA, nothing)
 
 
 @pytest.mark.parametrize("weights", [ABSOLUTE, RELATIVE, GuidanceWeights(0.3, 0.0)], ids=["absolute", "relative", "xa"])
@@ -209,7 +219,7 @@ def test_a_gradient_that_is_not_finite_is_an_error(weights):
         return replace(observation, cross_attention={k: m + nothing for k, m in observation.cross_attention.items()})
 
     with pytest.raises(ValueError, match=r"not finite at sigma 1\.7"):
-        Guidance(weights, generator()).shift(broken, X, SIGMA, REFERENCE)
+        Guidance(EPS, weights, generator()).shift(broken, X, SIGMA, REFERENCE)
 
 
 def test_without_weights_nothing_moves():
@@ -218,13 +228,13 @@ def test_without_weights_nothing_moves():
 
 def test_a_share_of_nothing_is_refused():
     with pytest.raises(ValueError, match="lambda_xa is 0"):
-        Guidance(GuidanceWeights(0.0, 1.0, relative=True), generator())
+        Guidance(EPS, GuidanceWeights(0.0, 1.0, relative=True), generator())
 
 
 @pytest.mark.parametrize("weights", [ABSOLUTE, RELATIVE], ids=["absolute", "relative"])
 def test_history_holds_losses_weights_and_moves(weights):
     """Against the papers' loops, sample by sample; the relative weight is held from the first step on."""
-    guidance = Guidance(weights, generator())
+    guidance = Guidance(EPS, weights, generator())
     xa, cut = gradients(X)
     factor = 0.6 * 0.3 * length(xa) / length(cut) if weights.relative else torch.full((2,), 0.02)
     moves = [guidance.shift(observe, x, SIGMA, REFERENCE) for x in (X, LATER)]
@@ -244,7 +254,7 @@ def sample_losses(x: Tensor, index: int) -> tuple[float, float]:
 
 
 def test_history_of_one_loss_alone():
-    guidance = Guidance(GuidanceWeights(0.3, 0.0), generator())
+    guidance = Guidance(EPS, GuidanceWeights(0.3, 0.0), generator())
     guidance.shift(observe, X, SIGMA, REFERENCE)
     [step] = guidance.history
     assert step.cut == step.weighted_cut == 0 and step.xa > 0

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor, nn
 
-from zerocon_core.inversion import (
+from zerocon_core.methods.inversion import (
     NoiseRegularization,
     autocorrelation_loss,
     closest_level,
@@ -18,6 +18,9 @@ from zerocon_core.inversion import (
     kl_loss,
     regularize_noise,
 )
+from zerocon_core.noising import Noising
+
+EPS, FLOW = Noising(), Noising(flow=True)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -82,7 +85,7 @@ def test_every_latent_is_that_of_diffusers(network, steps):
     for t in scheduler.timesteps:
         expected.append(scheduler.step(network(expected[-1], t), t, expected[-1]).prev_sample)
 
-    trajectory = ddim_invert(network.denoise, latent, noise_levels(steps))
+    trajectory = ddim_invert(EPS, network.denoise, latent, noise_levels(steps))
     assert trajectory.sigmas.equal(noise_levels(steps))
     for sigma, x, x_vp in zip(trajectory.sigmas, trajectory.latents, reversed(expected), strict=True):
         error = (x / (1 + sigma**2).sqrt() - x_vp).norm() / x_vp.norm()
@@ -96,7 +99,7 @@ def test_refinements_bring_diffusers_sampling_back_to_the_latent(network):
     latent, sigmas = randn(1, 4, 6, 5), noise_levels(50)
     errors = []
     for refinements in range(5):
-        x = ddim_invert(network.denoise, latent, sigmas, refinements=refinements).latents[0] / (1 + sigmas[0] ** 2).sqrt()
+        x = ddim_invert(EPS, network.denoise, latent, sigmas, refinements=refinements).latents[0] / (1 + sigmas[0] ** 2).sqrt()
         for t in scheduler.timesteps:
             x = scheduler.step(network(x, t), t, x).prev_sample
         errors.append(float((x - latent).norm() / latent.norm()))
@@ -124,7 +127,7 @@ def test_converges_with_order_one_to_the_exact_flow(refinements):
     latent, errors = randn(1, 2, 3, 4), []
     for steps in (100, 200, 400):
         sigmas = torch.linspace(10, 0, steps + 1, dtype=torch.float64)
-        trajectory = ddim_invert(gaussian_denoiser, latent, sigmas, refinements=refinements)
+        trajectory = ddim_invert(EPS, gaussian_denoiser, latent, sigmas, refinements=refinements)
         errors.append(
             max(
                 float((x - MEAN - (latent - MEAN) * math.sqrt((SPREAD**2 + sigma**2) / SPREAD**2)).abs().max())
@@ -139,10 +142,52 @@ def test_converges_with_order_one_to_the_exact_flow(refinements):
 def test_refinements_converge_to_the_inverse_of_euler_sampling():
     latent, sigmas, errors = randn(1, 4, 3, 5), noise_levels(50), []
     for refinements in range(10):
-        noise = ddim_invert(gaussian_denoiser, latent, sigmas, refinements=refinements).latents[0]
+        noise = ddim_invert(EPS, gaussian_denoiser, latent, sigmas, refinements=refinements).latents[0]
         errors.append(float((euler_sampling(gaussian_denoiser, noise, sigmas) - latent).norm() / latent.norm()))
     assert all(after < 0.5 * before for before, after in zip(errors[:-1], errors[1:], strict=True)), errors
     assert errors[-1] < 1e-6
+
+
+# A flow sees the same data as N(a m, a^2 s^2 + sigma^2) with a = 1 - sigma, and carries their quantiles along.
+
+
+def flow_denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+    a = 1 - sigma
+    return MEAN + a * SPREAD**2 / (a**2 * SPREAD**2 + sigma**2) * (x - a * MEAN)
+
+
+@pytest.mark.parametrize("refinements", [0, 3])
+def test_converges_with_order_one_to_the_exact_flow_of_a_flow_model(refinements):
+    latent, errors = randn(1, 2, 2, 3, 4), []  # a video's
+    for steps in (100, 200, 400):
+        sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        trajectory = ddim_invert(FLOW, flow_denoiser, latent, sigmas, refinements=refinements)
+        errors.append(
+            max(
+                float((x - (1 - s) * MEAN - (latent - MEAN) / SPREAD * math.sqrt((1 - s) ** 2 * SPREAD**2 + s**2)).abs().max())
+                for s, x in zip(sigmas.tolist(), trajectory.latents, strict=True)
+            )
+        )
+    assert errors[-1] < 0.02
+    for before, after in zip(errors[:-1], errors[1:], strict=True):
+        assert math.log2(before / after) == pytest.approx(1, abs=0.1)
+
+
+def test_refinements_converge_to_the_inverse_of_sampling_a_flow():
+    latent, sigmas, errors = randn(1, 4, 3, 5), torch.linspace(1, 0, 51, dtype=torch.float64), []
+    for refinements in range(6):
+        noise = ddim_invert(FLOW, flow_denoiser, latent, sigmas, refinements=refinements).latents[0]
+        errors.append(float((euler_sampling(flow_denoiser, noise, sigmas) - latent).norm() / latent.norm()))
+    assert all(after < 0.5 * before for before, after in zip(errors[:-1], errors[1:], strict=True)), errors
+    assert errors[-1] < 1e-6
+
+
+def test_the_velocity_of_a_flow_is_not_regularized():
+    with pytest.raises(ValueError, match="velocity of a flow is no noise"):
+        ddim_invert(
+            FLOW, flow_denoiser, randn(1, 4, 3, 5), torch.tensor([1.0, 0.0]),
+            regularization=NoiseRegularization(), generator=generator(),
+        )  # fmt: skip
 
 
 def test_trajectory_and_callback_follow_the_steps():
@@ -155,7 +200,7 @@ def test_trajectory_and_callback_follow_the_steps():
     def callback(*arguments) -> None:
         seen.append(arguments)
 
-    trajectory = ddim_invert(denoise, latent, sigmas, refinements=1, callback=callback)
+    trajectory = ddim_invert(EPS, denoise, latent, sigmas, refinements=1, callback=callback)
     assert trajectory.sigmas is sigmas and len(trajectory.latents) == len(sigmas)
     assert trajectory.latents[-1].equal(latent)
     spread = [float(x.std()) for x in trajectory.latents]
@@ -169,7 +214,7 @@ def test_trajectory_and_callback_follow_the_steps():
 @pytest.mark.parametrize("sigmas", [[], [1.0]])
 def test_a_schedule_without_a_step_is_an_error(sigmas):
     with pytest.raises(ValueError, match=f"at least 2 noise levels, got {len(sigmas)}"):
-        ddim_invert(gaussian_denoiser, randn(1, 4, 3, 5), torch.tensor(sigmas))
+        ddim_invert(EPS, gaussian_denoiser, randn(1, 4, 3, 5), torch.tensor(sigmas))
 
 
 # Noise regularisation
@@ -285,7 +330,7 @@ def test_inversion_regularizes_the_prediction():
     eps = (x - gaussian_denoiser(x, torch.tensor(sigma, dtype=torch.float64))) / sigma
     expected = latent + sigma * regularized(eps, options, 7)
     sigmas = torch.tensor([sigma, 0.0], dtype=torch.float64)
-    trajectory = ddim_invert(gaussian_denoiser, latent, sigmas, regularization=options, generator=generator(7))
+    trajectory = ddim_invert(EPS, gaussian_denoiser, latent, sigmas, regularization=options, generator=generator(7))
     torch.testing.assert_close(trajectory.latents[0], expected, rtol=1e-6, atol=1e-7)
 
 
@@ -295,7 +340,7 @@ def test_regularized_inversion_repeats_with_its_seed_under_no_grad():
     def noise(seed: int) -> Tensor:
         with torch.no_grad():  # how a model is run
             options = {"regularization": NoiseRegularization(), "generator": generator(seed)}
-            return ddim_invert(gaussian_denoiser, latent, sigmas, **options).latents[0]
+            return ddim_invert(EPS, gaussian_denoiser, latent, sigmas, **options).latents[0]
 
     assert noise(0).equal(noise(0))
     assert not noise(0).equal(noise(1))

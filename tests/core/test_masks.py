@@ -10,9 +10,10 @@ from test_guidance import ABSOLUTE, REFERENCE, RELATIVE, SIGMA, X, generator, of
 from test_guidance import observe as observe_two_layers
 from torch import Tensor
 
-from zerocon_core.guidance import Guidance, cross_attention_loss
-from zerocon_core.masks import average_difference, coverage, difference_map, edit_mask, heat_map, smooth
-from zerocon_core.patchnce import PatchNCE, draw_held_patches, patch_nce_loss
+from zerocon_core.maps.differences import average_difference, coverage, difference_map, edit_mask, heat_map, smooth
+from zerocon_core.methods.guidance import Guidance, cross_attention_loss
+from zerocon_core.methods.patchnce import PatchNCE, draw_held_patches, patch_nce_loss
+from zerocon_core.noising import Noising
 
 PREDICTIONS = randn(4, 2, 3, 5, 7, seed=1) * torch.linspace(0.1, 2, 7).double()  # more spread to the right
 SHAPE = torch.Size((2, 3, 5, 7))
@@ -143,9 +144,9 @@ def test_cross_attention_is_compared_outside():
 @pytest.mark.parametrize("patches", [256, 3])
 def test_a_batch_of_masks_is_its_samples(weights, patches):
     weights = replace(weights, patchnce=PatchNCE(patches=patches))
-    moved = Guidance(weights, generator(), FREE).shift(observe_two_layers, X, SIGMA, REFERENCE)
+    moved = Guidance(Noising(), weights, generator(), FREE).shift(observe_two_layers, X, SIGMA, REFERENCE)
     for i in range(2):
-        guidance = Guidance(weights, generator(), FREE[i : i + 1])
+        guidance = Guidance(Noising(), weights, generator(), FREE[i : i + 1])
         one = guidance.shift(observe_two_layers, X[i : i + 1], SIGMA, of_sample(REFERENCE, i))
         torch.testing.assert_close(moved[i : i + 1], one, rtol=1e-5, atol=1e-7)
 
@@ -156,7 +157,7 @@ def test_nothing_free_is_no_mask_and_everything_free_holds_nothing(weights, patc
     weights = replace(weights, patchnce=PatchNCE(patches=patches))
 
     def shift(free: Tensor | None) -> Tensor:
-        return Guidance(weights, generator(), free).shift(observe_two_layers, X, SIGMA, REFERENCE)
+        return Guidance(Noising(), weights, generator(), free).shift(observe_two_layers, X, SIGMA, REFERENCE)
 
     assert torch.equal(shift(torch.zeros_like(FREE)), shift(None))
     assert not shift(torch.ones_like(FREE)).any()

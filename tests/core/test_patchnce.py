@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zerocon_core.patchnce import PatchNCE, draw_patches, patch_nce, patch_nce_loss
+from zerocon_core.methods.patchnce import PatchNCE, draw_patches, patch_nce, patch_nce_loss
 
 SHAPES = [(3, 5, 4), (6, 3, 7), (2, 2, 2)]  # (C, h, w): odd, not square, and only one patch of size 2
 DIRECTIONS = ["cds", "cut"]
@@ -83,6 +83,34 @@ def test_a_batch_is_its_samples(patches):
     torch.testing.assert_close(patch_nce_loss(layers, settings, generator()), alone)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_drawn_places_alone_are_contrasted(direction, size):
+    """The loops over the vectors of the drawn squares, numbered row by row; the gradient is 0 outside of them."""
+    [(edited, source)] = random_layers([(3, 9, 7)])
+    places = draw_patches((9 // size) * (7 // size), 4, generator(5)).tolist()
+
+    def loss(edited: Tensor) -> float:
+        edit, reference = (papers.unit_patches(maps[0], size) for maps in (edited, source))
+        anchor, other = ([vectors[p] for p in places] for vectors in (edit, reference))
+        return 18 * papers.info_nce(*((anchor, other) if direction == "cut" else (other, anchor)), 0.07)
+
+    settings = PatchNCE(patches=4, sizes=(size,), direction=direction)
+    found = patch_nce_loss([(edited.requires_grad_(), source)], settings, generator(5))
+    assert found.item() == pytest.approx(loss(edited), rel=1e-5)
+    (gradient,) = torch.autograd.grad(found.sum(), edited)
+    torch.testing.assert_close(gradient.double(), papers.numerical_gradient(loss, edited), rtol=1e-3, atol=1e-4)
+    assert int(gradient.any(1).sum()) == len(places) * size**2
+
+
+@pytest.mark.parametrize("patches", [256, 5])
+def test_layers_of_one_shape_are_layers(patches):
+    """They are compared in one go, each at the places that it is drawn: the loss is the mean of their losses alone."""
+    layers, settings, draw = random_layers([(3, 5, 4), (2, 6, 6), (3, 5, 4), (3, 5, 4)]), PatchNCE(patches=patches), generator()
+    alone = [patch_nce_loss([layer], settings, draw) for layer in layers]
+    torch.testing.assert_close(patch_nce_loss(layers, settings, generator()), torch.stack(alone).mean(0))
+
+
 def test_scale_does_not_depend_on_the_number_of_layers():
     """CDS sums 9 layers x 2 sizes; the same maps 9 times are that sum, and once they count the same."""
     edited, source = random_layers([(3, 4, 4)])[0]
@@ -102,15 +130,15 @@ def test_with_enough_patches_the_seed_does_not_matter():
 
 def test_drawn_places_are_distinct_fresh_and_reproducible():
     draw = generator()
-    first, second = (draw_patches(50, 20, draw, torch.device("cpu")) for _ in range(2))
+    first, second = (draw_patches(50, 20, draw) for _ in range(2))
     for places in (first, second):
         assert len(places) == len(set(places.tolist())) == 20
         assert 0 <= places.min() and places.max() < 50
     assert not first.equal(second)
-    assert first.equal(draw_patches(50, 20, generator(), torch.device("cpu")))
-    seen = {int(p) for _ in range(50) for p in draw_patches(50, 20, draw, torch.device("cpu"))}
+    assert first.equal(draw_patches(50, 20, generator()))
+    seen = {int(p) for _ in range(50) for p in draw_patches(50, 20, draw)}
     assert seen == set(range(50))
-    assert draw_patches(7, 20, draw, torch.device("cpu")).tolist() == list(range(7))
+    assert draw_patches(7, 20, draw).tolist() == list(range(7))
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

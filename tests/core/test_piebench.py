@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.piebench import METHODS, decode_mask, encode_mask, make_toy_set, parse, read_items, read_rows, summary
+from benchmarks.piebench.dataset import decode_mask, encode_mask, make_toy_set, read_entries
+from benchmarks.piebench.graphs import METHODS
+from benchmarks.piebench.run import parse, summary
 
 
 def test_masks_are_runs_over_the_rows_with_the_frame_set():
@@ -38,15 +40,15 @@ def test_the_toy_set_has_the_data_sets_layout(tmp_path):
     entries = json.loads((tmp_path / "mapping_file.json").read_text())
     fields = {"image_path", "original_prompt", "editing_prompt", "editing_type_id", "mask"}
     assert all(fields <= entry.keys() for entry in entries.values())
-    items = read_items(tmp_path)
-    for item, entry in zip(items, entries.values(), strict=True):
+    read = read_entries(tmp_path)
+    for item, entry in zip(read, entries.values(), strict=True):
         assert Image.open(tmp_path / "annotation_images" / item.path).size == (512, 512)
         marked = entry["original_prompt"].split("[")[1].split("]")[0]
         assert marked in item.source.split() and marked not in item.target.split()
         assert "[" not in item.source + item.target
         assert item.source != item.target
-    assert [decode_mask(item.runs).all() for item in items] == [False, False, False, True]
-    assert [item.kind for item in read_items(tmp_path, "1")] == ["1", "1"]
+    assert [decode_mask(item.runs).all() for item in read] == [False, False, False, True]
+    assert [item.kind for item in read_entries(tmp_path, "1")] == ["1", "1"]
 
 
 def row(key: str, method: str, covered: bool = False, **metrics) -> dict:
@@ -65,16 +67,6 @@ def test_the_table_is_in_the_papers_units_and_leaves_out_what_is_undefined():
     assert "| ddim | 25.00 | 55.00 | 27.00 |" in table and "| zerocon | 22.00 | 50.00 | 24.00 |" in table
     assert "ddim: 3 images, 1 of them with a mask over everything" in table and "clip: a clip" in table
     assert "pix2pix-zero" not in table
-
-
-def test_a_line_that_was_cut_off_is_dropped_for_good(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    assert read_rows(file) == []
-    file.write_text(json.dumps(row("1", "ddim")) + "\n" + '{"key": "2", "met')
-    assert [r["key"] for r in read_rows(file)] == ["1"]
-    with open(file, "a") as stream:
-        stream.write(json.dumps(row("2", "ddim")) + "\n")
-    assert [r["key"] for r in read_rows(file)] == ["1", "2"]
 
 
 def test_defaults_are_the_papers_for_a_checkpoint_and_none_for_the_toy_world(tmp_path, capsys):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from zerocon_core.directions import Embedding
-from zerocon_core.english import article, in_case_of, regular_plural, same_word
-from zerocon_core.prompts import (
+from zerocon_core.language.directions import Embedding
+from zerocon_core.language.english import article, in_case_of, regular_plural, same_word
+from zerocon_core.language.prompts import (
     Augmentation,
     ExpectedWords,
     Gap,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zerocon_core.captioning import caption_images, load_captioner
+from zerocon_core.language.captioning import caption_images, load_captioner
 from zerocon_core.toyworld import classifier, weights
 from zerocon_core.toyworld import scene as toy
 

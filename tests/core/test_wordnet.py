@@ -8,7 +8,7 @@ import pytest
 from nltk.corpus.reader.wordnet import WordNetCorpusReader
 from wordnet_files import write_wordnet
 
-from zerocon_core.wordnet import FILES, WordNet
+from zerocon_core.language.wordnet import FILES, WordNet
 
 INSTALLED = Path("/usr/share/wordnet")
 

@@ -1,6 +1,6 @@
 """The host in this process: ComfyUI on sys.path and this repository imported as the package `zerocon_pack`.
 
-Tests write `from zerocon_pack.nodes.bridge... import ...`, and run graphs in API format with the `run_graph` fixture.
+Tests write `from zerocon_pack.bridge... import ...`, and run graphs in API format with the `run_graph` fixture.
 """
 
 import asyncio

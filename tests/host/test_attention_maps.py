@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
 from test_nodes import WordClip
 from tiny import FAMILIES, conditioning, randn, relative_error, tiny_unet
-from zerocon_pack.nodes.bridge import toyworld
-from zerocon_pack.nodes.bridge.attention import HookedLayers, all_cross_attention, hook_layers, transformer_layers
-from zerocon_pack.nodes.bridge.conditioning import prompt_tokens
-from zerocon_pack.nodes.bridge.word_maps import attention_maps
+from zerocon_pack.bridge import toyworld
+from zerocon_pack.bridge.loops.word_maps import attention_maps
+from zerocon_pack.bridge.model.attention import hook_layers
+from zerocon_pack.bridge.model.conditioning import prompt_tokens
+from zerocon_pack.bridge.model.facts import HookedLayers, all_cross_attention, transformer_layers
+from zerocon_pack.zerocon_core.language.tokens import places_of, spelled
 from zerocon_pack.zerocon_core.toyworld import scene
 
 LATENT = randn(2, 4, 16, 12)
@@ -227,7 +229,7 @@ REFUSALS = {
 @pytest.mark.parametrize("settings, said", REFUSALS.values(), ids=REFUSALS.keys())
 def test_refusals_of_words(preview, settings, said):
     run = of_words(preview, **settings)
-    assert not run.success and run.error.startswith("AttentionMapPreview: ")
+    assert not run.success and run.error.startswith("Attention Map Preview: ")
     assert all(part in run.error for part in said), run.error
     assert "\n" not in run.error.strip() and not run.error.strip().endswith(".")
 
@@ -241,7 +243,7 @@ HOOKS = {
 @pytest.mark.parametrize("hooks, said", [("no layers", "no cross-attention layer"), ("too small", "max_side is 2")])
 def test_refusals_of_hooks(preview, model, hooks, said):
     run = preview(hook_layers(model, HOOKS[hooks](transformer_layers(model.model.diffusion_model))))
-    assert not run.success and run.error.startswith("AttentionMapPreview: ") and said in run.error
+    assert not run.success and run.error.startswith("Attention Map Preview: ") and said in run.error
     assert "Attention Hooked U-Net" in run.error
 
 
@@ -250,7 +252,7 @@ def test_refusals_of_hooks(preview, model, hooks, said):
 )
 def test_a_token_has_to_be_one_word(preview, model, cond, said):
     run = preview(model, cond=cond)
-    assert not run.success and said in run.error and run.error.startswith("AttentionMapPreview: ")
+    assert not run.success and said in run.error and run.error.startswith("Attention Map Preview: ")
     assert preview(model, cond=conditioned(0.2, 0.8)).success
 
 
@@ -298,3 +300,25 @@ def test_the_toy_model_sees_the_shape_where_it_is(world, preview):
         assert run.success, run.error
         heat, inside = run.captured["maps"][0], torch.from_numpy(scene.object_mask(truth)) > 0.5
         assert heat[inside].mean() - heat[~inside].mean() > 0.3
+
+
+@pytest.mark.parametrize(
+    "prompt, word, others",
+    [
+        ("一只红色的猫在垫子上", "猫", "狗"),
+        ("赤い猫がマットの上にいる", "マット", "犬"),
+        ("빨간 고양이가 매트 위에 있다", "고양이", "개"),
+        ("ein süßes Kätzchen auf der Matte", "Kätzchen", "Katze"),
+        ("a red cat on a mat, asleep", "cat on a mat", "mat cat"),
+    ],
+)
+def test_words_of_any_language_are_found_in_the_real_tokenizer_s_pieces(prompt, word, others):
+    tokens = prompt_tokens(toyworld.load_clip(), prompt)
+    pieces = lambda text: [token.text for token in prompt_tokens(toyworld.load_clip(), text)]
+    found = list(places_of(spelled(pieces(word)), tokens))
+    assert found and "".join(text_of(tokens, found).split()) == "".join(word.lower().split())
+    assert not list(places_of(spelled(pieces(others)), tokens))
+
+
+def text_of(tokens: list, places: list[int]) -> str:
+    return spelled(token.text for token in tokens if token.position in places)

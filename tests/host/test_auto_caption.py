@@ -5,8 +5,9 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
+from zerocon_pack.bridge.files import downloads
+from zerocon_pack.bridge.files import networks as files
 from zerocon_pack.nodes.auto_caption import AutoCaption
-from zerocon_pack.nodes.bridge import files
 from zerocon_pack.zerocon_core.toyworld.scene import caption, held_out_scenes, render
 from zerocon_pack.zerocon_core.toyworld.weights import CAPTIONER_FOLDER
 
@@ -60,7 +61,7 @@ def test_a_damaged_folder_is_named(run_graph, values, captioners):
     (damaged / "config.json").write_text("{")
     run = run_graph(graph("damaged"), values)
     assert not run.success
-    assert run.error.startswith("AutoCaption:") and str(damaged) in run.error
+    assert run.error.startswith("Auto Caption: ") and str(damaged) in run.error and "\n" not in run.error.strip()
 
 
 def test_a_missing_folder_says_where_it_belongs(captioners):
@@ -78,13 +79,14 @@ def test_a_failed_download_says_what_else_to_do(run_graph, values, monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(files, "snapshot_download", offline)
+    monkeypatch.setattr(downloads, "snapshot_download", offline)
     run = run_graph(graph(files.HUB_CAPTIONERS[0]), values)
     assert not run.success
-    assert "no network" in run.error and files.HUB_CAPTIONERS[0] in run.error and "choose another" in run.error
+    assert run.error.startswith("Auto Caption: ") and "choose another" in run.error
+    assert "no network" in run.error and files.HUB_CAPTIONERS[0] in run.error
 
 
 def test_nothing_is_downloaded_before_it_is_run(monkeypatch):
-    monkeypatch.setattr(files, "snapshot_download", lambda *a, **k: pytest.fail("downloaded"))
+    monkeypatch.setattr(downloads, "snapshot_download", lambda *a, **k: pytest.fail("downloaded"))
     AutoCaption.define_schema()
     assert set(files.HUB_CAPTIONERS) <= set(files.captioner_names())

@@ -4,15 +4,18 @@ from collections import Counter
 
 import comfy.model_management
 import comfy.samplers
+import nodes
 import pytest
 import torch
 import torch.nn.functional as F
 from comfy.model_base import ModelType
 from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_bytes, tiny_unet
-from zerocon_pack.nodes.bridge.attention import HookedLayers, decoder_self_attention, hook_layers
-from zerocon_pack.nodes.bridge.cds import CDSGuider, CDSSampler, mask_for, optimize
-from zerocon_pack.zerocon_core.cds import CDSWeights
-from zerocon_pack.zerocon_core.patchnce import PatchNCE
+from zerocon_pack.bridge.loops.cds import CDSSettings, mask_for, optimize
+from zerocon_pack.bridge.loops.hosted import guider_of
+from zerocon_pack.bridge.model.attention import hook_layers
+from zerocon_pack.bridge.model.facts import HookedLayers, decoder_self_attention
+from zerocon_pack.zerocon_core.methods.cds import CDSWeights
+from zerocon_pack.zerocon_core.methods.patchnce import PatchNCE
 
 SOURCE, TARGET, OTHER, NEGATIVE = (conditioning(seed) for seed in (1, 2, 3, 4))
 TIMESTEPS = torch.tensor([600, 80, 930, 301, 455])
@@ -26,11 +29,10 @@ def inference_mode():
 
 
 def edit(model, latent, weights=FEW, targets=(TARGET,), timesteps=TIMESTEPS, mask=None, cfg=3.0, ids_steps=0, seed=0, **options):
-    options = {"checkpointing": False, "step_size": 0.3} | options
     layers = decoder_self_attention(model.get_model_object("diffusion_model"))
-    guider = CDSGuider(model, SOURCE, list(targets), NEGATIVE, cfg, gradients=bool(weights.w_cut))
-    sampler = CDSSampler(layers, options["step_size"], weights, ids_steps, options["checkpointing"], seed)
-    edited = optimize(model, guider, sampler, latent, timesteps, mask)
+    options = {"step_size": 0.3} | options
+    settings = CDSSettings(timesteps, layers, weights, cfg, ids_steps=ids_steps, seed=seed, **options)
+    edited, _ = optimize(model, latent, SOURCE, list(targets), NEGATIVE, settings, mask)
     return edited if len(targets) > 1 else edited[0]
 
 
@@ -135,7 +137,7 @@ class DeltaLoop(comfy.samplers.Sampler):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_contrast_it_is_delta_denoising_score_bit_for_bit(family):
     model, latent = tiny_unet(family=family), randn(2, 4, 8, 10)
-    guider = CDSGuider(model, SOURCE, [TARGET], NEGATIVE, 3.0, gradients=False)
+    guider = guider_of(model, 3.0, **{"source": SOURCE, "negative": NEGATIVE, "target 0": TARGET})
     sigmas = model.get_model_object("model_sampling").sigma(TIMESTEPS)
     expected = guider.sample(torch.zeros_like(latent), latent, DeltaLoop(), sigmas, disable_pbar=True)
     assert torch.equal(edit(model, latent, CDSWeights(w_cut=0.0)), expected)
@@ -229,7 +231,7 @@ def test_weights_in_half_precision(weights):
 def test_nothing_of_an_iteration_outlives_it(monkeypatch):
     measured = []
     monkeypatch.setattr(
-        "zerocon_pack.nodes.bridge.cds.prepare_callback", lambda *args: lambda *seen: measured.append(tensor_bytes())
+        "zerocon_pack.bridge.loops.cds.prepare_callback", lambda *args: lambda *seen: measured.append(tensor_bytes())
     )
     edit(tiny_unet(), randn(1, 4, 16, 16), timesteps=torch.arange(100, 900, 100))
     assert len(measured) == 8 and max(measured[2:]) <= measured[1] * 1.01
@@ -245,7 +247,7 @@ def test_a_stopped_run_leaves_the_model_as_it_was(failure, monkeypatch):
             raise failure()
 
     with monkeypatch.context() as patch, pytest.raises(failure):
-        patch.setattr("zerocon_pack.nodes.bridge.cds.prepare_callback", lambda *args: stop)
+        patch.setattr("zerocon_pack.bridge.loops.cds.prepare_callback", lambda *args: stop)
         edit(model, latent)
     assert repr(model.model_options) == options
     assert not any("forward" in module.__dict__ for module in model.model.modules())
@@ -263,7 +265,45 @@ def test_patches_of_the_model_decide_the_score():
     expected = edit(tiny_unet(), latent, cfg=1.0)
     model.set_model_sampler_post_cfg_function(post_cfg)
     assert relative_error(edit(model, latent, cfg=7.0), expected) < 1e-5
-    assert seen == [7.0] * 2 * len(TIMESTEPS)
+    assert seen == [7.0] * (3 + 2 * len(TIMESTEPS)), "three times before the first iteration, to see that it answers the same"
+
+
+def patched_by(name: str, **inputs):
+    """A model with a node of the host on it."""
+    return nodes.NODE_CLASS_MAPPINGS[name].execute(tiny_unet(), **inputs).args[0]
+
+
+@pytest.mark.parametrize(
+    "node, inputs",
+    [
+        ("NAGuidance", dict(nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)),
+        ("PerturbedAttentionGuidance", dict(scale=3.0)),
+        ("FreeU_V2", dict(b1=1.3, b2=1.4, s1=0.9, s2=0.2)),
+        ("APG", dict(eta=1.0, norm_threshold=5.0, momentum=0.0)),
+    ],
+)
+def test_equal_prompts_do_not_move_whatever_is_on_the_model(node, inputs):
+    """Source and target are asked in the same way, with gradients on one side and without on the other."""
+    kind = nodes.NODE_CLASS_MAPPINGS.get(node)
+    if kind is None or not hasattr(kind, "execute"):
+        pytest.skip(f"this host has no {node} of the kind that is called here")
+    model, latent = patched_by(node, **inputs), randn(1, 4, 16, 12)
+    indifferent = CDSWeights(w_cut=3.0, patchnce=PatchNCE(temperature=1e9))  # passes with gradients, but no contrast
+    assert relative_error(edit(model, latent, indifferent), latent) > 0.1, "another prompt must matter"
+    for weights in (indifferent, CDSWeights(w_cut=0.0)):
+        assert relative_error(edit(model, latent, weights, (SOURCE,)), latent) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "node, inputs", [("TomePatchModel", dict(ratio=0.5)), ("APG", dict(eta=1.0, norm_threshold=5.0, momentum=0.5))]
+)
+def test_what_answers_differently_each_time_is_refused_by_name(node, inputs):
+    kind = nodes.NODE_CLASS_MAPPINGS.get(node)
+    if kind is None or not hasattr(kind, "execute"):
+        pytest.skip(f"this host has no {node} of the kind that is called here")
+    model = patched_by(node, **inputs)
+    with pytest.raises(ValueError, match=f"does not answer the same twice.*{kind.__module__}"):
+        edit(model, randn(1, 4, 16, 12))
 
 
 # The node
@@ -422,7 +462,7 @@ REFUSALS = {
 @pytest.mark.parametrize("changes, bad, said", REFUSALS.values(), ids=REFUSALS)
 def test_refusals_are_one_sentence_and_the_next_run_works(run_graph, values, changes, bad, said):
     run = run_graph(graph(**changes), values | bad)
-    assert not run.success and run.error.startswith("CDSOptimize: ") and "\n" not in run.error.strip()
+    assert not run.success and run.error.startswith("CDS Optimize: ") and "\n" not in run.error.strip()
     assert all(part in run.error for part in said), run.error
     assert run_graph(graph(), values).success
 
@@ -430,5 +470,5 @@ def test_refusals_are_one_sentence_and_the_next_run_works(run_graph, values, cha
 def test_contrast_without_layers_is_refused(run_graph, values, model):
     none = hook_layers(model, HookedLayers(frozenset(), frozenset()))
     run = run_graph(graph(), values | {"model": none})
-    assert run.error.startswith("CDSOptimize: w_cut is 3, but no self-attention layer of BaseModel is read; choose layers in")
+    assert run.error.startswith("CDS Optimize: w_cut is 3, but no self-attention layer of BaseModel is read; choose layers in")
     assert run_graph(graph(cds=dict(w_cut=0.0)), values | {"model": none}).success

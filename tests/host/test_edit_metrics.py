@@ -12,8 +12,9 @@ import pytest
 import torch
 from server import PromptServer
 from tiny_networks import save_clip, save_dino, save_inception, save_lpips_trunk
-from zerocon_pack.nodes.bridge import files
-from zerocon_pack.nodes.bridge import metrics as bridge
+from zerocon_pack.bridge.files import downloads
+from zerocon_pack.bridge.files import networks as files
+from zerocon_pack.bridge.networks import metrics as bridge
 from zerocon_pack.nodes.edit_metrics import EditMetrics
 from zerocon_pack.zerocon_core.metrics.clip import clip_score
 from zerocon_pack.zerocon_core.metrics.frechet import frechet_distance
@@ -153,7 +154,7 @@ def test_without_a_source_text_what_needs_it_is_named(run_graph, values, network
 WRONG = {
     "sizes": (
         {"edited": rand(2, 40, 40, 3)}, {},
-        r"source is 2 x 48x40 and edited is 2 x 40x40; they must have the same number and size, use Upscale Image",
+        r"source is 2 x 48x40 and edited is 2 x 40x40; they must have the same number and size, use Image Crop",
     ),
     "batches": ({"edited": rand(1, 40, 48, 3)}, {}, "source is 2 x 48x40 and edited is 1 x 48x40"),
     "masks": ({"mask": torch.zeros(3, 40, 48)}, {}, "3 masks for 2 images; connect one for all or one an image"),
@@ -164,6 +165,8 @@ WRONG = {
         "fid compares sets of images and got one a side; batch two or more, or switch fid off",
     ),
     "lines": ({}, {"target_text": "a\nb\nc"}, "target_text has 3 lines for 2 images"),
+    "a mask of whites above 1": ({"mask": 255 * torch.ones(1, 40, 48)}, {}, "values from 255 to 255; it needs 0 to 1"),
+    "one colour": ({"edited": rand(2, 40, 48, 1)}, {}, "edited is (2, 40, 48, 1); it needs images of three colours"),
     "small": ({"source": rand(2, 8, 8, 3), "edited": rand(2, 8, 8, 3), "mask": None}, {}, "at least 11x11 pixels, got 8x8"),
 }  # fmt: skip
 
@@ -172,7 +175,7 @@ WRONG = {
 def test_wrong_input_gets_a_sentence(run_graph, values, change, settings, sentence):
     run = run_graph(graph(change.get("mask", True) is not None, **settings), values | change)
     assert not run.success
-    assert run.error.startswith("EditMetrics: ") and sentence in run.error
+    assert run.error.startswith("Edit Metrics: ") and sentence in run.error
 
 
 @pytest.mark.parametrize("setting, package", [({"lpips": "squeeze"}, "lpips"), ({"fid": "inception"}, "torch-fidelity")])
@@ -180,7 +183,7 @@ def test_a_missing_package_is_named(run_graph, values, networks, monkeypatch, se
     monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
     run = run_graph(graph(**setting), values)
     assert not run.success
-    assert run.error.startswith("EditMetrics: ") and f"pip install {package}" in run.error
+    assert run.error.startswith("Edit Metrics: ") and f"pip install {package}" in run.error
 
 
 def test_a_damaged_network_is_named(run_graph, values, networks):
@@ -189,15 +192,15 @@ def test_a_damaged_network_is_named(run_graph, values, networks):
     (damaged / "config.json").write_text('{"model_type": "vit"}')
     run = run_graph(graph(structure="damaged"), values)
     assert not run.success
-    assert run.error.startswith("EditMetrics: ") and str(damaged) in run.error
+    assert run.error.startswith("Edit Metrics: ") and str(damaged) in run.error
 
 
 def test_a_damaged_inception_is_named(run_graph, values, tmp_path, monkeypatch):
     damaged = tmp_path / INCEPTION
     damaged.write_bytes(b"an error page")
-    monkeypatch.setattr(files, "inception_file", lambda tell: damaged)
+    monkeypatch.setattr(bridge, "inception_file", lambda tell: damaged)
     run = run_graph(graph(fid="inception"), values)
-    assert run.error.strip() == f"EditMetrics: {damaged} is damaged or does not hold the weights of FID's Inception network"
+    assert run.error.strip() == f"Edit Metrics: {damaged} is damaged or holds something else than tensors; get it again"
 
 
 def test_no_folder_outside_the_hosts_is_read(networks):
@@ -225,14 +228,14 @@ def test_downloads_are_announced_before_they_start_and_may_fail(
         raise ConnectionError("no network")
 
     monkeypatch.setattr(PromptServer.instance, "send_progress_text", lambda text, node_id: said.append(text))
-    monkeypatch.setattr(files, "try_to_load_from_cache", lambda *args: None)
-    monkeypatch.setattr(files, "snapshot_download", offline)
+    monkeypatch.setattr(downloads, "try_to_load_from_cache", lambda *args: None)
+    monkeypatch.setattr(downloads, "snapshot_download", offline)
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, files.METRICS, ([str(tmp_path / files.METRICS)], set()))
     caplog.set_level(logging.INFO)
     run = run_graph(graph(target_text="a dog", **{setting: name}), values)
-    assert run.error.startswith("EditMetrics: ") and "(no network)" in run.error and str(tmp_path / files.METRICS) in run.error
+    assert run.error.startswith("Edit Metrics: ") and "(no network)" in run.error and str(tmp_path / files.METRICS) in run.error
 
 
 def test_a_published_file_is_downloaded_once_and_checked(tmp_path, monkeypatch):
@@ -243,15 +246,15 @@ def test_a_published_file_is_downloaded_once_and_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
     told = []
     for _ in range(2):
-        file = files.published_file((tmp_path / name).as_uri(), 12, "fid", told.append)
+        file = downloads.published_file((tmp_path / name).as_uri(), 12, files.METRICS, "fid", told.append)
         assert file == tmp_path / "cache" / "checkpoints" / name and file.read_bytes() == content
     assert len(told) == 1 and "(12 MB)" in told[0]
     with pytest.raises(OSError, match=r"could not be downloaded \(invalid hash value .* or switch fid off"):
-        files.published_file((tmp_path / "network-00000000.pth").as_uri(), 12, "fid", told.append)
+        downloads.published_file((tmp_path / "network-00000000.pth").as_uri(), 12, files.METRICS, "fid", told.append)
 
 
 def test_nothing_is_downloaded_before_it_is_run(run_graph, values, monkeypatch):
-    monkeypatch.setattr(files, "snapshot_download", lambda *a, **k: pytest.fail("downloaded"))
+    monkeypatch.setattr(downloads, "snapshot_download", lambda *a, **k: pytest.fail("downloaded"))
     EditMetrics.define_schema()
     assert run_graph(graph(), values).success
 

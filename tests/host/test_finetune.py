@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import attention_pytorch
 from tiny import FAMILIES, WIDTH, fingerprint, randn, tiny_unet
-from zerocon_pack.nodes.bridge import finetune
-from zerocon_pack.nodes.bridge.autograd import autograd_region
-from zerocon_pack.nodes.bridge.toyworld import load_toy_world
-from zerocon_pack.zerocon_core.finetune import Example, Losses, Objective
+from zerocon_pack.bridge.loops import training as finetune
+from zerocon_pack.bridge.model.adapters import loaded_adapters, lora_state, new_adapters, trainable
+from zerocon_pack.bridge.model.autograd import GradientRegion
+from zerocon_pack.bridge.toyworld import load_toy_world
+from zerocon_pack.zerocon_core.methods.finetune import Example, Losses, Objective
 from zerocon_pack.zerocon_core.toyworld.scene import caption, render, scene_from_seed
 
 SCENES = [scene_from_seed(seed) for seed in range(4)]
@@ -189,7 +190,7 @@ NAN = torch.full((4, 4, 16, 16), float("nan"))
 )
 def test_refusals(run_list, inputs, lists, message):
     run = run_list(lists, **inputs)
-    assert not run.success and re.match(f"SoftContrastiveTrain: .*{message}", run.error), run.error
+    assert not run.success and re.match(f"Soft Contrastive Train: .*{message}", run.error), run.error
 
 
 def test_other_models_are_refused(toy, run_graph):
@@ -219,7 +220,7 @@ def tiny_training(steps: int = 1, **changes) -> finetune.Training:
 
 
 def tiny_adapters(patcher) -> dict:
-    adapters = finetune.new_adapters(patcher, 2, seed=0)
+    adapters = new_adapters(patcher, 2, seed=0)
     for seed, adapter in enumerate(adapters.values()):
         adapter.up.data.copy_(randn(*adapter.up.shape, seed=seed) * 0.1)
     return adapters
@@ -238,7 +239,7 @@ def test_gradients_are_those_of_finite_differences(family):
             return finetune.batch_losses(model, training, patcher.model_options, torch.device("cpu"))().total
 
         patcher.pre_run()
-        with autograd_region([model.diffusion_model]), finetune.trainable(model, adapters):
+        with GradientRegion([model.diffusion_model]).recording(), trainable(model, adapters):
             gradients = torch.autograd.grad(loss(), parameters)
             length = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
             values = []
@@ -288,8 +289,8 @@ def test_weight_0_is_plain_lora_training():
     plain = tiny_adapters(plain_model)
     with torch.enable_grad():
         plain_lora_training(plain_model, training, plain)
-    assert same(finetune.lora_state(trained), finetune.lora_state(plain))
-    assert not same(finetune.lora_state(trained), finetune.lora_state(tiny_adapters(plain_model)))
+    assert same(lora_state(trained), lora_state(plain))
+    assert not same(lora_state(trained), lora_state(tiny_adapters(plain_model)))
 
 
 def test_continuing_is_training_on_with_a_new_optimiser():
@@ -297,11 +298,11 @@ def test_continuing_is_training_on_with_a_new_optimiser():
         patcher = tiny_unet()
         whole = tiny_adapters(patcher)
         finetune.train(patcher, tiny_training(2), whole, report=lambda line: None)
-        resumed = finetune.loaded_adapters(patcher, finetune.lora_state(whole))
-        assert same(finetune.lora_state(resumed), finetune.lora_state(whole))
+        resumed = loaded_adapters(patcher, lora_state(whole))
+        assert same(lora_state(resumed), lora_state(whole))
         for adapters in (whole, resumed):
             finetune.train(patcher, tiny_training(2, seed=1), adapters, report=lambda line: None)
-        assert same(finetune.lora_state(resumed), finetune.lora_state(whole))
+        assert same(lora_state(resumed), lora_state(whole))
 
 
 @pytest.mark.parametrize("failure", [None, RuntimeError, comfy.model_management.InterruptProcessingException])
@@ -309,7 +310,7 @@ def test_the_model_is_as_before(failure):
     with torch.inference_mode():
         patcher = tiny_unet()
         adapters, before = tiny_adapters(patcher), fingerprint(patcher)
-        start = finetune.lora_state(adapters)
+        start = lora_state(adapters)
 
         def report(line: str) -> None:
             if failure is not None and line.startswith("step 2"):
@@ -319,7 +320,7 @@ def test_the_model_is_as_before(failure):
             finetune.train(patcher, tiny_training(3, checkpointing=True), adapters, report)
         except RuntimeError as error:
             assert failure is RuntimeError and isinstance(error, failure)
-        after = finetune.lora_state(adapters)
+        after = lora_state(adapters)
         assert not any(torch.equal(start[key], after[key]) for key in start if not key.endswith("alpha"))
         comfy.model_management.unload_all_models()
         assert fingerprint(patcher) == before

@@ -11,10 +11,10 @@ from test_guider import EDITED, EULER, NEGATIVE, SOURCE, hooked
 from test_nodes import WordClip
 from test_nodes import graph as pipeline
 from tiny import conditioning, randn, tiny_unet
-from zerocon_pack.nodes.bridge.guider import ZeroConGuider
-from zerocon_pack.nodes.bridge.inversion import default_sigmas, invert
-from zerocon_pack.zerocon_core.guidance import GuidanceWeights
-from zerocon_pack.zerocon_core.patchnce import PatchNCE
+from zerocon_pack.bridge.loops.guidance import ZeroConGuider
+from zerocon_pack.bridge.loops.inversion import default_sigmas, invert
+from zerocon_pack.zerocon_core.methods.guidance import GuidanceWeights
+from zerocon_pack.zerocon_core.methods.patchnce import PatchNCE
 
 ABSOLUTE = GuidanceWeights(0.5, 0.05, relative=False, patchnce=PatchNCE(sizes=(1,)))
 RELATIVE = GuidanceWeights(0.5, 0.3, patchnce=PatchNCE(sizes=(1,)))
@@ -128,7 +128,7 @@ def test_a_relative_weight_is_one_factor_for_the_whole_run(make_guider, sample, 
 
 
 def test_only_guided_steps_are_recorded(make_guider, sample, inverted):
-    guider = make_guider(ABSOLUTE, end=0.8)
+    guider = make_guider(ABSOLUTE, end=0.5)
     result, _ = sample(guider)
     assert [step.sigma for step in guider.history(result)] == inverted[1][:2].tolist()
 
@@ -137,7 +137,7 @@ def test_runs_do_not_mix(make_guider, sample):
     guider, other = make_guider(ABSOLUTE), make_guider(ABSOLUTE)
     first, _ = sample(guider)
     before = guider.history(first)
-    second, _ = sample(guider, scale=0.9)
+    second, _ = sample(guider, scale=0.995)
     assert len(guider.history(second)) == len(before) and guider.history(second) != before
     for stranger in (guider.history, other.history):
         with pytest.raises(ValueError, match="a guider of its own"):
@@ -196,7 +196,7 @@ def test_in_the_pipeline_it_waits_for_the_sampler_and_follows_it(run_graph):
     plot = {"class_type": "LossGraphNode", "loss": ["preview", 0], "filename_prefix": "loss"}
     scaled = {"class_type": "LatentMultiply", "samples": ["invert", 0]}
     losses = []
-    for factor in (1.0, 0.8, 1.0):
+    for factor in (1.0, 0.995, 1.0):
         nodes = pipeline(
             preview=dict(preview), plot=dict(plot), scaled=scaled | {"multiplier": factor},
             sample={"latent_image": ["scaled", 0]}, result={"value": ["preview", 0]},
@@ -221,5 +221,5 @@ def test_refusals(run_graph, make_guider, sample, inverted):
     ]
     for guider, latent, said in cases:
         run = shown(run_graph, guider, latent)
-        assert not run.success and run.error.startswith("GuidancePreview: ") and said in run.error, run.error
+        assert not run.success and run.error.startswith("Guidance Preview: ") and said in run.error, run.error
         assert "\n" not in run.error.strip() and not run.error.strip().endswith(".")

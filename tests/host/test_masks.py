@@ -17,11 +17,11 @@ from server import PromptServer
 from test_guider import EDITED, EULER, NEGATIVE, SOURCE, hooked
 from test_nodes import graph
 from tiny import conditioning, randn, relative_error, tiny_unet
-from zerocon_pack.nodes.bridge.guider import ZeroConGuider
-from zerocon_pack.nodes.bridge.inversion import default_sigmas, invert
-from zerocon_pack.nodes.bridge.masks import prompt_differences
-from zerocon_pack.zerocon_core.guidance import GuidanceWeights
-from zerocon_pack.zerocon_core.patchnce import PatchNCE
+from zerocon_pack.bridge.loops.differences import prompt_differences
+from zerocon_pack.bridge.loops.guidance import ZeroConGuider
+from zerocon_pack.bridge.loops.inversion import default_sigmas, invert
+from zerocon_pack.zerocon_core.methods.guidance import GuidanceWeights
+from zerocon_pack.zerocon_core.methods.patchnce import PatchNCE
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [conditioning(i) for i in (1, 2, 3, 4)]
@@ -237,7 +237,7 @@ def test_refusals_are_one_sentence(run_mask, model, inputs, said, monkeypatch):
     monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "TestThresholds", Thresholds)
     more = {"thresholds": {"class_type": "TestThresholds", "inputs": {}}}
     run = run_mask(model, **({"latent": {"samples": LATENT}, "more": more} | inputs))
-    assert not run.success and run.error.startswith("EditMask: ") and said in run.error, run.error
+    assert not run.success and run.error.startswith("Edit Mask: ") and said in run.error, run.error
     assert "\n" not in run.error.strip() and not run.error.strip().endswith("."), run.error
 
 
@@ -327,10 +327,10 @@ def test_inverted_everywhere_is_the_source(inverted):
 
 def test_what_a_mask_does_not_go_with(inverted):
     model = hooked(tiny_unet())
-    with pytest.raises(ValueError, match="^PatchNCEGuidance: the latent has a noise mask"):
+    with pytest.raises(ValueError, match="^PatchNCE Guidance: the latent has a noise mask"):
         sample(model, inverted, denoise_mask=MASK)
     area = [[EDITED[0][0], {"area": (8, 4, 0, 0), "strength": 1.0}]]
-    with pytest.raises(ValueError, match="^PatchNCEGuidance: a mask does not work together"):
+    with pytest.raises(ValueError, match="^PatchNCE Guidance: a mask does not work together"):
         sample(model, inverted, mask=MASK, positive=area)
     elsewhere = torch.cat([inverted[1].sigmas[:-1], torch.tensor([0.02])])
     with pytest.raises(ValueError, match="no latent at sigma 0.02"):

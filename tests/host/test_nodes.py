@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler
 from tiny import conditioning, randn, relative_error, tiny_unet
-from zerocon_pack.nodes.bridge.inversion import default_sigmas
+from zerocon_pack.bridge.loops.inversion import default_sigmas
 
 
 class WordClip:
@@ -95,6 +95,7 @@ def test_same_seed_same_bits_after_other_work(run_graph, values):
     assert torch.equal(again, first)
 
 
+VALUE = {"class_type": "TestValue"}
 REFUSALS = {
     "no hooks": (dict(guidance={"hooked_model": ["model", 0]}), ["Attention Hooked U-Net"]),
     "no cross-attention": (dict(hooks={"cross_attention": "none"}), ["lambda_xa", "cross-attention"]),
@@ -108,7 +109,7 @@ REFUSALS = {
             masked={"class_type": "SetLatentNoiseMask", "samples": ["invert", 0], "mask": ["drawn", 0]},
             sample={"latent_image": ["masked", 0]},
         ),
-        ["noise mask", "connect the mask to PatchNCEGuidance"],
+        ["noise mask", "connect the mask to PatchNCE Guidance"],
     ),
     "empty caption": (dict(direction={"caption": " "}), ["caption is empty"]),
     "no phrases": (dict(direction={"edit_from": "", "edit_to": ""}), ["from", "to", "empty"]),
@@ -121,28 +122,71 @@ REFUSALS = {
             steps={"class_type": "BasicScheduler", "model": ["model", 0], "scheduler": "normal", "steps": 3, "denoise": 1.0},
             invert={"schedule": ["flip", 0]},
         ),
-        ["DDIMInvert", "high to low"],
+        ["DDIM Invert", "high to low"],
     ),
     "no steps": (
         dict(
             steps={"class_type": "BasicScheduler", "model": ["model", 0], "scheduler": "normal", "steps": 3, "denoise": 0.0},
             invert={"schedule": ["steps", 0]},
         ),
-        ["DDIMInvert", "at least 1"],
+        ["DDIM Invert", "at least 1"],
     ),
     "other schedule": (
         dict(
             steps={"class_type": "BasicScheduler", "model": ["model", 0], "scheduler": "karras", "steps": 7, "denoise": 1.0},
             sample={"sigmas": ["steps", 0]},
         ),
-        ["sigmas output", "DDIMInvert"],
+        ["sigmas output", "DDIM Invert"],
     ),
     "other latent": (
         dict(
             other={"class_type": "EmptyLatentImage", "width": 128, "height": 64, "batch_size": 1},
             sample={"latent_image": ["other", 0]},
         ),
-        ["latent", "trajectory", "DDIMInvert"],
+        ["latent", "trajectory", "DDIM Invert"],
+    ),
+    "a latent of another VAE": (
+        dict(invert={"image_latent": ["sixteen", 0]}, sixteen=VALUE | {"key": "sixteen"}),
+        ["16 channels", "own VAE"],
+    ),
+    "a latent of one position": (dict(invert={"image_latent": ["point", 0]}, point=VALUE | {"key": "point"}), ["2x2"]),
+    "a prompt of another model": (
+        dict(invert={"conditioning": ["wide", 0]}, wide=VALUE | {"key": "wide"}),
+        ["width 96", "64", "CLIP of this model"],
+    ),
+    "a batch of prompts": (
+        dict(invert={"conditioning": ["three", 0]}, three=VALUE | {"key": "three"}),
+        ["batch of 3", "one for each"],
+    ),
+    "a number that is none": (dict(guidance={"cfg": float("nan")}), ["cfg is nan", "finite"]),
+    "more patch sizes than anyone wants": (dict(guidance={"patch_sizes": "1 " * 9 + "2 3 4 5 6 7 8 9 10"}), ["patch_sizes", "8"]),
+    "a power of two": (dict(guidance={"patch_sizes": "1, ²"}), ["patch_sizes", "²"]),
+    "noise on top": (
+        dict(noise={"class_type": "RandomNoise", "noise_seed": 1}),
+        ["PatchNCE Guidance", "DisableNoise"],
+    ),
+    "the image in place of its inversion": (dict(sample={"latent_image": ["latent", 0]}), ["PatchNCE Guidance", "noise_latent"]),
+    "a prompt for later steps": (
+        dict(
+            late={"class_type": "ConditioningSetTimestepRange", "conditioning": ["direction", 0], "start": 0.3, "end": 1.0},
+            invert={"conditioning": ["late", 0]},
+        ),
+        ["DDIM Invert", "100% of the image", "timestep range"],
+    ),
+    "a prompt for half the image": (
+        dict(
+            half={
+                "class_type": "ConditioningSetAreaPercentage",
+                "conditioning": ["direction", 0],
+                "width": 0.5,
+                "height": 1.0,
+                "x": 0.0,
+                "y": 0.0,
+                "strength": 1.0,
+            },
+            invert={"conditioning": ["half", 0]},
+        ),
+        ["DDIM Invert", "50% of the image"],
     ),
     "other text encoder": (
         dict(guidance={"edited": ["short", 0]}, short={"class_type": "TestValue", "key": "short"}),
@@ -153,7 +197,10 @@ REFUSALS = {
 
 @pytest.mark.parametrize("changes, said", REFUSALS.values(), ids=REFUSALS.keys())
 def test_refusals_are_one_sentence_and_the_next_run_works(run_graph, values, changes, said):
-    values["short"] = conditioning(1, tokens=5)
+    values |= {
+        "short": conditioning(1, tokens=5), "wide": [[randn(1, 8, 96), {}]], "three": [[randn(3, 8, 64), {}]],
+        "sixteen": {"samples": randn(1, 16, 8, 8)}, "point": {"samples": randn(1, 4, 1, 1)},
+    }  # fmt: skip
     run = run_graph(graph(**{name: dict(inputs) for name, inputs in changes.items()}), values)
     assert not run.success
     assert all(words in run.error for words in said), run.error
@@ -161,11 +208,37 @@ def test_refusals_are_one_sentence_and_the_next_run_works(run_graph, values, cha
     assert run_graph(graph(), values).success
 
 
+@pytest.mark.parametrize("steps", [1, 3, 4, 6, 8, 50, 501])
+def test_steps_are_as_many_and_start_from_noise(model, steps):
+    sigmas = default_sigmas(model, steps)
+    assert len(sigmas) == steps + 1 and (sigmas.diff() < 0).all()
+    assert float(sigmas[0]) == pytest.approx(float(model.get_model_object("model_sampling").sigma_max)) and sigmas[-1] == 0
+
+
+@pytest.mark.parametrize("node", ["PerturbedAttentionGuidance", "APG", "PerpNeg", "SelfAttentionGuidance"])
+def test_inversion_asks_the_prompt_alone_whatever_guidance_the_model_carries(run_graph, values, node):
+    inputs = {
+        "PerturbedAttentionGuidance": {"scale": 3.0},
+        "APG": {"eta": 1.0, "norm_threshold": 5.0, "momentum": 0.5},
+        "PerpNeg": {"empty_conditioning": ["direction", 1], "neg_scale": 1.0},
+        "SelfAttentionGuidance": {"scale": 0.5, "blur_sigma": 2.0},
+    }[node]
+    plain = run_graph(graph(result={"value": ["invert", 0]}), values).captured["result"]["samples"]
+    patched = graph(
+        result={"value": ["invert", 0]},
+        invert={"model": ["patched", 0]},
+        patched={"class_type": node, "model": ["model", 0]} | inputs,
+    )
+    run = run_graph(patched, values)
+    assert run.success, run.error
+    assert torch.equal(run.captured["result"]["samples"], plain)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_latents_that_are_not_finite(run_graph, values, bad):
     values["latent"]["samples"][0, 0, 0, 0] = bad
     run = run_graph(graph(), values)
-    assert not run.success and "DDIMInvert" in run.error and "NaN" in run.error
+    assert not run.success and "DDIM Invert" in run.error and "NaN" in run.error
 
 
 def test_a_model_that_is_no_unet(run_graph, values):
@@ -245,7 +318,7 @@ def test_inversion_agrees_with_diffusers_driving_the_same_network(run_graph, val
         model = values["model"] = tiny_unet(family=family)
     scheduler = DDIMInverseScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
-        steps_offset=1,
+        timestep_spacing="trailing",
     )  # fmt: skip
     scheduler.set_timesteps(steps)
     truth = tiny_unet(family=family).model.diffusion_model.double()

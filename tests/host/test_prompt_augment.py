@@ -11,7 +11,9 @@ import pytest
 import torch
 from bert_files import WORDS, write_bert
 from wordnet_files import write_wordnet
-from zerocon_pack.nodes.bridge import files, toyworld
+from zerocon_pack.bridge import toyworld
+from zerocon_pack.bridge.files import downloads, networks
+from zerocon_pack.bridge.files import wordnet as databases
 from zerocon_pack.nodes.prompt_augment import PromptAugment
 
 CAPTION = "a red circle on a striped background"
@@ -73,7 +75,7 @@ def clip():
 @pytest.fixture(scope="module", autouse=True)
 def folders():
     """A WordNet and a BERT where users put theirs."""
-    wordnet, bert = (Path(folder_paths.get_folder_paths(kind)[0]) for kind in (files.WORDNETS, files.FILL_MASKS))
+    wordnet, bert = (Path(folder_paths.get_folder_paths(kind)[0]) for kind in (databases.WORDNETS, networks.FILL_MASKS))
     write_wordnet(wordnet / "small")
     write_bert(bert / "tiny")
     for folder in (wordnet / "empty", bert / "empty", wordnet / "damaged"):
@@ -144,7 +146,7 @@ def test_each_caption_of_a_list_is_augmented(run_graph):
         texts[shape] = {"class_type": "ZeroConToyScene", "inputs": scene | {"shape": shape}}
     texts["both"] = {"class_type": "ImageBatch", "inputs": {"image1": ["circle", 0], "image2": ["square", 0]}}
     texts["caption"] = {
-        "class_type": "ZeroConAutoCaption", "inputs": {"image": ["both", 0], "captioner": files.TOY_CAPTIONER, "prefix": ""}
+        "class_type": "ZeroConAutoCaption", "inputs": {"image": ["both", 0], "captioner": networks.TOY_CAPTIONER, "prefix": ""}
     }  # fmt: skip
     run = run_graph(texts)
     assert run.success, run.error
@@ -159,7 +161,7 @@ def test_wordnet_from_a_folder(run_graph):
 
 
 def test_wordnet_of_the_machine(run_graph, monkeypatch, folders):
-    monkeypatch.setattr(files, "INSTALLED_WORDNETS", ("/nowhere", str(folders[0] / "small")))
+    monkeypatch.setattr(databases, "INSTALLED_WORDNETS", ("/nowhere", str(folders[0] / "small")))
     found = collected(run_graph, wordnet="installed", caption="the dogs", selection="random", count=4)
     assert set(found["prompts"]) == {"the domestic dogs", "the foxes", "the wolves", "the hyenas"}
 
@@ -196,44 +198,44 @@ REFUSALS = {
 def test_refusals_are_one_sentence(run_graph, changes, words):
     run = run_graph(graph(**{"toy_words": True} | changes))
     assert not run.success
-    assert run.error.startswith("PromptAugment: ") and all(word in run.error for word in words), run.error
-    assert "\n" not in run.error.strip() and run.error.count("PromptAugment") == 1
+    assert run.error.startswith("Prompt Augment: ") and all(word in run.error for word in words), run.error
+    assert "\n" not in run.error.strip() and run.error.count("Prompt Augment") == 1
 
 
 def test_a_machine_without_wordnet_says_how_to_get_one(run_graph, monkeypatch, folders):
-    monkeypatch.setattr(files, "INSTALLED_WORDNETS", ("/nowhere",))
+    monkeypatch.setattr(databases, "INSTALLED_WORDNETS", ("/nowhere",))
     run = run_graph(graph(wordnet="installed"))
     assert not run.success
-    assert run.error.startswith("PromptAugment: ") and "wordnet-base" in run.error and str(folders[0]) in run.error
+    assert run.error.startswith("Prompt Augment: ") and "wordnet-base" in run.error and str(folders[0]) in run.error
 
 
 def test_a_failed_download_says_what_else_to_do(run_graph, monkeypatch, folders):
     def offline(*args, **kwargs):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(files, "snapshot_download", offline)
-    run = run_graph(graph(bert=files.HUB_FILL_MASKS[0]))
+    monkeypatch.setattr(downloads, "snapshot_download", offline)
+    run = run_graph(graph(bert=networks.HUB_FILL_MASKS[0]))
     assert not run.success
-    assert run.error.startswith("PromptAugment: google-bert") and run.error.count("PromptAugment") == 1
+    assert run.error.startswith("Prompt Augment: google-bert") and run.error.count("Prompt Augment") == 1
     assert "no network" in run.error and str(folders[1]) in run.error
 
 
 def test_no_folder_outside_the_hosts_is_read():
     for name in ("../../../..", "gone"):
         with pytest.raises(FileNotFoundError):
-            files.wordnet_folder(name)
+            databases.wordnet_folder(name)
         with pytest.raises(FileNotFoundError):
-            files.fill_mask_folder(name)
+            networks.fill_mask_folder(name)
 
 
 def test_nothing_is_downloaded_before_it_is_run(monkeypatch):
-    monkeypatch.setattr(files, "snapshot_download", lambda *a, **k: pytest.fail("downloaded"))
+    monkeypatch.setattr(downloads, "snapshot_download", lambda *a, **k: pytest.fail("downloaded"))
     PromptAugment.define_schema()
-    assert set(files.HUB_FILL_MASKS) <= set(files.fill_mask_names())
+    assert set(networks.HUB_FILL_MASKS) <= set(networks.fill_mask_names())
 
 
 def test_what_the_text_encoder_cannot_read_is_told(run_graph, caplog):
     with caplog.at_level(logging.WARNING):
         collected(run_graph, toy_words=True, caption=CAPTION + " word" * 80, word="red")
-    (told,) = [record.getMessage() for record in caplog.records if "PromptAugment" in record.getMessage()]
+    (told,) = [record.getMessage() for record in caplog.records if "Prompt Augment" in record.getMessage()]
     assert "longer than the text encoder reads" in told

@@ -5,7 +5,7 @@ import comfy.sd
 import comfy.sd1_clip
 import pytest
 import torch
-from zerocon_pack.nodes.bridge import tabletop
+from zerocon_pack.bridge import tabletop
 from zerocon_pack.zerocon_core.tabletop import autoencoder, render, sampling
 
 IMAGES = torch.stack([torch.from_numpy(render.render(s)) for s in sampling.held_out_scenes(8)])

@@ -1,35 +1,32 @@
 """The methods of the benchmark of edits do what their settings say, in a run of few steps."""
 
-import sys
-from pathlib import Path
-
+import comfy.model_management
+import comfy.samplers
 import pytest
 import torch
-
-sys.path += [str(Path(__file__).parents[2] / folder) for folder in ("benchmarks", "training")]
-import toy_bench
-from toy_bench import Batch, Guided, Score, Transplant, draw_edits
+from zerocon_pack.benchmarks.toy.bench import Batch, Bench
+from zerocon_pack.benchmarks.toy.edits import KINDS, draw_edits
+from zerocon_pack.benchmarks.toy.methods import CFG, Guided, Score, Transplant
+from zerocon_pack.bridge.loops.hosted import guider_of
+from zerocon_pack.zerocon_core.methods.cds import draw_timesteps
+from zerocon_pack.zerocon_core.methods.patchnce import PatchNCE, patch_nce_loss
+from zerocon_pack.zerocon_core.toyworld.scene import object_mask
 
 
 @pytest.fixture(scope="module")
 def batch():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy_bench, "STEPS", 5)
-        patch.setattr(toy_bench, "ITERATIONS", 2)
-        bench = toy_bench.Bench()  # outside inference mode: plain autograd takes gradients through its weights below
-        with torch.inference_mode():
-            yield Batch(bench, draw_edits(bench.core.scene, 4))
+    bench = Bench(steps=5, iterations=2)  # outside inference mode: plain autograd takes gradients through its weights below
+    with torch.inference_mode():
+        yield Batch(bench, draw_edits(4))
 
 
-IDENTITY = toy_bench.KINDS.index("identity")
+IDENTITY = KINDS.index("identity")
 
 
 def test_without_weights_it_is_the_hosts_sampler_from_the_inverted_noise(batch):
-    import comfy.samplers
-
     guider = comfy.samplers.CFGGuider(batch.bench.model)
     guider.set_conds(batch.target, batch.negative)
-    guider.set_cfg(toy_bench.CFG)
+    guider.set_cfg(CFG)
     noise, _ = batch.inverted()
     assert torch.equal(Guided()(batch), batch.sample(guider, noise, batch.bench.sigmas))
 
@@ -39,7 +36,7 @@ def test_a_sampled_reference_runs_from_the_noise_to_what_the_sampler_makes_of_it
     sampled = batch.sampled(noise)
     assert len(sampled.latents) == len(sampled.sigmas) == len(inverted.latents)
     assert torch.allclose(sampled.latents[0], inverted.latents[0], atol=1e-4)
-    guider = batch.bench.bridge.inversion.ConditionalGuider(batch.bench.model, batch.source)
+    guider = guider_of(batch.bench.model, positive=batch.source)
     end = batch.bench.model.model.process_latent_in(batch.sample(guider, noise, batch.bench.sigmas))
     assert torch.equal(sampled.latents[-1], end)
     assert not torch.equal(sampled.latents[-1], inverted.latents[-1])
@@ -70,20 +67,17 @@ def test_where_the_contrast_reads_makes_a_difference_and_nothing_without_weight(
         assert torch.equal(Score(place=place)(batch), dds)
 
 
-def test_reading_the_output_is_contrast_of_the_noise_prediction(batch):
+def test_reading_the_output_is_contrast_of_the_noise_prediction(batch, monkeypatch):
     """The first iteration against plain autograd through the model's weights."""
     bench, w_cut, step = batch.bench, 20.0, Score().step_size
-    core = bench.core.cds
     unet = bench.model.model
 
     def eps(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         levels = sigma * torch.ones(len(x))
         return (x - unet.apply_model(x, levels, c_crossattn=embeddings, transformer_options={})) / sigma
 
-    import comfy.model_management
-
     comfy.model_management.load_models_gpu([bench.model])
-    timestep = core.draw_timesteps(toy_bench.ITERATIONS, 50, 948, "descending", torch.Generator())[:1]
+    timestep = draw_timesteps(1, 50, 948, "descending", torch.Generator())[:1]
     with torch.inference_mode(False), torch.enable_grad():
         sigma = bench.model.get_model_object("model_sampling").sigma(timestep)[0].clone()
         z = unet.process_latent_in(batch.latent).clone()
@@ -93,20 +87,19 @@ def test_reading_the_output_is_contrast_of_the_noise_prediction(batch):
         embeddings = batch.target[0][0].clone()
         moved = z.clone().requires_grad_(True)
         pairs = [(eps(moved + sigma * noise, sigma), reference)]
-        loss = bench.core.patchnce.patch_nce_loss(pairs, bench.core.patchnce.PatchNCE(), torch.Generator().manual_seed(0))
+        loss = patch_nce_loss(pairs, PatchNCE(), torch.Generator().manual_seed(0))
         (gradient,) = torch.autograd.grad(loss.sum(), moved)
     expected = -step * w_cut * z[0, 0].numel() / 2000 * gradient
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy_bench, "ITERATIONS", 1)
-        both, alone = (unet.process_latent_in(Score(w, place="output")(batch)) for w in (w_cut, 0.0))
+    monkeypatch.setattr(bench, "iterations", 1)
+    both, alone = (unet.process_latent_in(Score(w, place="output")(batch)) for w in (w_cut, 0.0))
     assert (both - alone - expected).norm() < 1e-3 * expected.norm()
 
 
 def test_a_transplant_changes_the_objects_place_alone(batch):
-    changed = (Transplant()(batch) != batch.latent).any(1)[toy_bench.KINDS.index("colour")]
-    edit = batch.edits[toy_bench.KINDS.index("colour")]
-    objects = torch.from_numpy(batch.bench.core.scene.object_mask(edit.source)) > 0
+    changed = (Transplant()(batch) != batch.latent).any(1)[KINDS.index("colour")]
+    edit = batch.edits[KINDS.index("colour")]
+    objects = torch.from_numpy(object_mask(edit.source)) > 0
     rows, columns = (objects.any(axis).nonzero().flatten() // 4 for axis in (1, 0))
     assert changed[int(objects.nonzero().float().mean(0)[0]) // 4].any()
     for axis, places in ((1, rows), (0, columns)):

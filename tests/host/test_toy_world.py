@@ -8,7 +8,7 @@ import comfy.sd1_clip
 import pytest
 import torch
 from nodes import common_ksampler
-from zerocon_pack.nodes.bridge import toyworld
+from zerocon_pack.bridge import toyworld
 from zerocon_pack.zerocon_core.toyworld import classifier, scene, weights
 
 

@@ -84,7 +84,7 @@ def test_a_value_out_of_range_is_refused(client, toy_graph):
 def test_a_wrong_link_is_explained_in_one_sentence_and_the_queue_goes_on(client, toy_graph, pictures):
     guidance = of_type(toy_graph, "ZeroConPatchNCEGuidance")
     hooked, guidance["hooked_model"] = guidance["hooked_model"], of_type(toy_graph, "ZeroConDDIMInvert")["model"]
-    with pytest.raises(PromptError, match=r"^PatchNCEGuidance: the model has no hooks[^\n]*$"):
+    with pytest.raises(PromptError, match=r"^PatchNCE Guidance: the model has no hooks[^\n]*$"):
         client.run(toy_graph)
     guidance["hooked_model"] = hooked
     assert pictures(toy_graph)

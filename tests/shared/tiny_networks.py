@@ -5,9 +5,42 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, ViTConfig, ViTModel
+from transformers import (
+    BertTokenizerFast,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    BlipPreTrainedModel,
+    BlipProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    ViTConfig,
+    ViTModel,
+)
 
 SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+BLIP_WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] [DEC] a the cat dog bird red green blue on under mat hat with and of in".split()
+
+
+def save_blip(folder: Path, kind: type[BlipPreTrainedModel] = BlipForConditionalGeneration) -> Path:
+    """A BLIP of one of transformers' kinds that knows `BLIP_WORDS` and sees 32x32 pixels."""
+    (folder / "vocab.txt").write_text("\n".join(BLIP_WORDS))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), additional_special_tokens=["[DEC]"])
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+    stop = BLIP_WORDS.index("[SEP]")
+    text = {
+        "vocab_size": len(BLIP_WORDS), "encoder_hidden_size": 16, "bos_token_id": BLIP_WORDS.index("[DEC]"), "sep_token_id": stop,
+        "eos_token_id": stop, "pad_token_id": 0, "max_position_embeddings": 64, "initializer_range": 1.0,
+    }  # fmt: skip
+    vision = {"image_size": 32, "patch_size": 8, "initializer_range": 0.5}
+    size = SIZE | {"projection_dim": 16}
+    torch.manual_seed(0)
+    kind(BlipConfig(text_config=size | text, vision_config=size | vision)).half().save_pretrained(folder)
+    return folder
 
 
 def save_dino(folder: Path) -> Path:

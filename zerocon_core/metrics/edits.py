@@ -79,7 +79,12 @@ def structure_metrics(dino: "Dino", edits: Edits, peak: float, tick: Tick) -> Co
 
 
 def clip_metrics(clip: "Clip", edits: Edits, tick: Tick) -> Columns:
-    """Needs target texts; accuracy and direction need source texts too. R-precision is among the batch's own target texts."""
+    """Accuracy and direction need source texts too; R-precision is among the batch's own target texts.
+
+    Raises ValueError without target texts.
+    """
+    if edits.target_texts is None:
+        raise ValueError("CLIP compares images with texts; give a target text for each image")
     target_texts = clip.texts(edits.target_texts)
     source, edited = torch.stack([torch.cat([clip.images(image) for image in pair]) for pair in pairs(edits, tick)], 1)
     columns: Columns = {"clip_score": clip_score(edited, target_texts).tolist()}

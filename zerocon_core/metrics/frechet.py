@@ -1,5 +1,7 @@
 """Frechet distance between sets of images (Heusel et al. 2017)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,4 +25,5 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 def covariance_factor(features: Tensor) -> Tensor:
     """A with A^T A the covariance of features (N, C), (min(N, C), C)."""
-    return torch.linalg.qr(features - features.mean(0), mode="r").R / (len(features) - 1) ** 0.5
+    factor: Tensor = torch.linalg.qr(features - features.mean(0), mode="r").R
+    return factor / math.sqrt(len(features) - 1)

@@ -9,13 +9,16 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPProcessor, PreTrainedModel, ViTModel
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, ViTModel
+
+from ..pretrained import first_line, load_network, load_part, load_tensors, load_tokenizer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINO_SIDE, DINO_LONGEST = 224, 480
+VIT_HEADS = ("pooler.", "vit.pooler.", "classifier.")
+"""What a ViT was trained with above its last layer, where `Dino` does not look."""
 
 
 class Dino(nn.Module):
@@ -38,7 +41,7 @@ class Dino(nn.Module):
         pixels = images[..., :3].movedim(-1, 1).to(self._key.weight)
         pixels = F.interpolate(pixels * peak, size=(height, width), mode="bilinear")
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        keys = []
+        keys: list[Tensor] = []
         hook = self._key.register_forward_hook(lambda module, inputs, output: keys.append(output))
         try:
             self.vit(pixel_values=(pixels - mean) / std, interpolate_pos_encoding=True)
@@ -59,22 +62,22 @@ def dino_size(height: int, width: int) -> tuple[int, int]:
 class Clip(nn.Module):
     """Unit features of images and texts, for `clip`. The papers take ViT-L/14 (PIE-Bench) and ViT-B/32."""
 
-    def __init__(self, model: CLIPModel, processor: CLIPProcessor) -> None:
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, preprocess: CLIPImageProcessor) -> None:
         super().__init__()
-        self.model, self.processor = model, processor
+        self.model, self.tokenizer, self.preprocess = model, tokenizer, preprocess
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
         """(B, channels), of the middle of each image as CLIP's own preprocessing takes it from 8-bit pixels."""
         pixels = [(image.clamp(0, 1) * 255).round().byte().cpu().numpy() for image in images[..., :3]]
-        inputs = self.processor.image_processor(pixels, return_tensors="pt").to(self.model.device)
+        inputs = self.preprocess(pixels, return_tensors="pt").to(self.model.device)
         return F.normalize(self.model.visual_projection(self.model.vision_model(**inputs).pooler_output), dim=-1)
 
     @torch.no_grad()
     def texts(self, texts: list[str]) -> Tensor:
         """(B, channels); what is longer than CLIP reads is cut off."""
-        limit = self.model.config.text_config.max_position_embeddings
-        inputs = self.processor.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        limit = self.model.config.get_text_config().max_position_embeddings
+        inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         outputs = self.model.text_model(**inputs.to(self.model.device))
         return F.normalize(self.model.text_projection(outputs.pooler_output), dim=-1)
 
@@ -91,7 +94,8 @@ class Lpips(nn.Module):
         """(B,)"""
         device = next(self.parameters()).device
         a, b = (images[..., :3].movedim(-1, 1).float().to(device) for images in (a, b))
-        return self.model(a, b, normalize=True).flatten()
+        distances: Tensor = self.model(a, b, normalize=True)
+        return distances.flatten()
 
 
 class Inception(nn.Module):
@@ -105,34 +109,21 @@ class Inception(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 2048), of 8-bit pixels that the port resizes to 299x299 as TensorFlow 1 did."""
         pixels = (images[..., :3].clamp(0, 1) * 255).round().byte().movedim(-1, 1)
-        return self.model(pixels.to(next(self.parameters()).device))[0]
+        features: Tensor = self.model(pixels.to(next(self.parameters()).device))[0]
+        return features
 
 
 def load_dino(folder: str | Path) -> Dino:
-    """From a folder with a ViT in transformers' format. Raises OSError for a missing or damaged one."""
-    return Dino(_pretrained(ViTModel, folder, add_pooling_layer=False))
+    """From a folder with a ViT in transformers' format. Raises OSError if it holds no whole one."""
+    without_pooler = (False,)  # DINO has none
+    return Dino(load_network(ViTModel, folder, "ViT", VIT_HEADS, without_pooler))
 
 
 def load_clip(folder: str | Path) -> Clip:
-    """From a folder with a CLIP in transformers' format. Raises OSError for a missing or damaged one."""
-    model = _pretrained(CLIPModel, folder)
-    try:
-        processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise OSError(f"the CLIP in {folder} cannot be read: {error}") from error
-    return Clip(model, processor)
-
-
-def _pretrained(kind: type[PreTrainedModel], folder: str | Path, **options) -> PreTrainedModel:
-    try:
-        model, info = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-        )  # fmt: skip
-    except Exception as error:
-        raise OSError(f"the {kind.config_class.model_type} in {folder} cannot be read: {error}") from error
-    if missing := sorted(info["missing_keys"]):  # left random otherwise
-        raise OSError(f"the {kind.config_class.model_type} in {folder} is incomplete: {missing[0]} is missing")
-    return model.float().eval()
+    """From a folder with a CLIP in transformers' format. Raises OSError if it holds no whole one."""
+    model = load_network(CLIPModel, folder, "CLIP")
+    tokenizer = load_tokenizer(CLIPTokenizer, folder, "CLIP", model)
+    return Clip(model, tokenizer, load_part(CLIPImageProcessor, folder, "CLIP"))
 
 
 def load_lpips(net: str, trunk: str | Path) -> Lpips:
@@ -141,20 +132,21 @@ def load_lpips(net: str, trunk: str | Path) -> Lpips:
     Raises ImportError without the lpips package and OSError for a file that does not fit.
     """
     try:
-        import lpips
+        import lpips  # type: ignore[import-untyped]
     except ImportError:
         raise ImportError("LPIPS needs the package lpips; install it with: pip install lpips") from None
 
     with warnings.catch_warnings():  # the package calls torchvision in a way that is deprecated
         warnings.simplefilter("ignore", UserWarning)
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    features = {name: tensor for name, tensor in load_tensors(trunk).items() if name.startswith("features.")}
     try:
-        state = _tensors(trunk)
         # Its slices number the layers as torchvision's `features` does.
-        wanted = {key: state[f"features.{key.split('.', 1)[1]}"] for key in model.net.state_dict()}
-        model.net.load_state_dict(wanted)
-    except Exception as error:
-        raise OSError(f"{trunk} does not hold the weights of LPIPS's {net} network: {error}") from error
+        model.net.load_state_dict({key: features.pop(f"features.{key.split('.', 1)[1]}") for key in model.net.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise OSError(f"{trunk} does not hold the weights of LPIPS's {net} network: {first_line(error)}") from error
+    if features:
+        raise OSError(f"{trunk} holds another network than LPIPS's {net}, which has no {min(features)}")
     return Lpips(model.float().eval())
 
 
@@ -164,19 +156,14 @@ def load_inception(file: str | Path) -> Inception:
     Raises ImportError without the torch-fidelity package and OSError for a file that does not fit.
     """
     try:
-        from torch_fidelity import FeatureExtractorInceptionV3
+        from torch_fidelity import FeatureExtractorInceptionV3  # type: ignore[import-untyped]
     except ImportError:
         raise ImportError("FID needs the package torch-fidelity; install it with: pip install torch-fidelity") from None
 
+    tensors = io.BytesIO()  # the package unpickles whatever it is given, so it gets a copy that is known to be harmless
+    torch.save(load_tensors(file), tensors)
+    tensors.seek(0)
     try:
-        tensors = io.BytesIO()  # the package unpickles whatever it is given, so it gets a copy that is known to be harmless
-        torch.save(_tensors(file), tensors)
-        tensors.seek(0)
         return Inception(FeatureExtractorInceptionV3("inception", ["2048"], tensors))
     except Exception as error:
-        raise OSError(f"{file} is damaged or does not hold the weights of FID's Inception network") from error
-
-
-def _tensors(file: str | Path) -> dict[str, Tensor]:
-    """Of a file of safetensors or of PyTorch's, of which nothing but tensors is unpickled."""
-    return load_file(file) if Path(file).suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        raise OSError(f"{file} does not hold the weights of FID's Inception network: {first_line(error)}") from error

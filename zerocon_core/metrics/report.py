@@ -49,10 +49,14 @@ class Report:
     networks: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
-    def add(self, part: str, network: str, columns: Mapping[str, list[Value]]) -> None:
-        """More columns, and what looked at the images for them."""
+    def add(self, part: str, network: str, figures: Mapping[str, list[Value] | float]) -> None:
+        """More columns and figures of the whole batch, and what looked at the images for them."""
         self.networks[part] = network
-        self.values |= columns
+        for key, figure in figures.items():
+            if isinstance(figure, float):
+                self.batch[key] = figure
+            else:
+                self.values[key] = figure
 
     def count(self) -> int:
         """Of images."""

@@ -39,7 +39,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits of colour, shape and pattern, and the pose (B, 3), for images (B, 3, 64, 64) in [0, 1]."""
-        return self.out(F.silu(self.hidden(self.features(images * 2.0 - 1.0)))).split(self.heads, dim=1)
+        return torch.split(self.out(F.silu(self.hidden(self.features(images * 2.0 - 1.0)))), list(self.heads), dim=1)
 
 
 def load_classifier() -> Classifier:

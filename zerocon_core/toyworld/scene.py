@@ -182,7 +182,7 @@ def _coverage(distance: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     return np.clip(0.5 - distance * size, 0.0, 1.0)
 
 
-def _blend(under: NDArray[np.float64], over: NDArray[np.float64], coverage: Image) -> NDArray[np.float64]:
+def _blend(under: NDArray[np.float64], over: NDArray[np.float64], coverage: NDArray[np.floating]) -> NDArray[np.float64]:
     return under + (over - under) * coverage[..., None]
 
 
@@ -205,7 +205,8 @@ def _pattern_coverage(scene: Scene, x: NDArray[np.float64], y: NDArray[np.float6
 def _ring(corners: int, radii: tuple[float, ...]) -> NDArray[np.float64]:
     """`corners` points about the origin at the given radii in turn, the first one straight up."""
     angles = 2.0 * np.pi * np.arange(corners) / corners - np.pi / 2.0
-    return np.resize(radii, corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    points: NDArray[np.float64] = np.resize(radii, corners)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return points
 
 
 # Outlines for radius 1.

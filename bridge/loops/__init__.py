@@ -1,0 +1,1 @@
+"""The loops of the core, each run where the host would sample."""

@@ -1,0 +1,1 @@
+"""Networks beside the model, under the host's memory management."""

@@ -1,0 +1,1 @@
+"""What several nodes need: checks, settings, link types."""

@@ -1,0 +1,49 @@
+"""Inputs that several nodes have."""
+
+from comfy_api.latest import io
+
+from ...zerocon_core.language.text import SEPARATOR
+
+MOST_SIZES = 8
+
+
+def patchnce_inputs() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "temperature", default=0.07, min=0.001, max=1.0, step=0.01, round=0.001,
+            tooltip="Temperature of the contrastive loss (papers: 0.07). Lower looks harder at the most similar patches.",
+        ),
+        io.Int.Input(
+            "patches", default=256, min=1, max=4096,
+            tooltip="Random places that are compared, for each layer and patch size (papers: 256).",
+        ),
+        io.String.Input(
+            "patch_sizes", default="1, 2", tooltip="Sides of the compared patches in positions of the map (CDS: 1, 2)."
+        ),
+        io.Combo.Input(
+            "contrast", options=["cds", "cut"], default="cds",
+            tooltip="cds: source patches look for their place in the edit. cut: edited patches look for theirs in the "
+            "source.",
+        ),
+    ]  # fmt: skip
+
+
+def checkpointing_input(**options) -> io.Input:
+    return io.Boolean.Input(
+        "checkpointing", default=False, **options,
+        tooltip="Less memory, about 15 % more time: only the inputs of the U-Net's blocks are kept for the gradient, and the "
+        "rest is computed twice.",
+    )  # fmt: skip
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Patch sizes such as "1, 2", each once."""
+    parts = SEPARATOR.sub(" ", text).split()
+    sizes = tuple(dict.fromkeys(int(part) for part in parts if part.isdecimal() and int(part) > 0))
+    if not sizes or not all(part.isdecimal() for part in parts) or len(sizes) > MOST_SIZES:
+        raise ValueError(f'patch_sizes is "{shortened(text)}"; it needs one to {MOST_SIZES} whole numbers from 1, such as "1, 2"')
+    return sizes
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,9 +1,0 @@
-"""Link types of this pack."""
-
-from comfy_api.latest import io
-
-Trajectory = io.Custom("ZEROCON_TRAJECTORY")
-"""zerocon_core.inversion.Trajectory: the latents an inversion passed through, on the CPU in the model's latent space."""
-
-Direction = io.Custom("ZEROCON_DIRECTION")
-"""zerocon_core.directions.EditDirection."""

@@ -1,0 +1,183 @@
+"""Delta Denoising Score (Hertz et al. 2023, DDS) and Contrastive Denoising Score (Nam et al. 2024, CDS).
+
+Both edit the clean latent itself, without inversion: noise the source and the edit alike, ask the model about each under its own
+prompt, and move the edit along the difference of the two scores. CDS holds the self-attention features of the edit to those of
+the source with the PatchNCE loss while it does so; they come from the same pass as the score.
+"""
+
+import contextlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..noising import Denoiser, Noising
+from ..observation import pairs
+from .patchnce import PatchNCE, patch_nce_loss
+
+Order = Literal["random", "descending"]
+Recording = Callable[[], AbstractContextManager[object]]
+
+
+class Score(NamedTuple):
+    """What the model says about a noised latent under one prompt."""
+
+    eps: Tensor
+    """Noise prediction under CFG (B, C, H, W), without gradients."""
+    features: Mapping[Hashable, Tensor]
+    """Self-attention outputs of the conditional branch by layer, each (B, C, h, w), with gradients if the latent has them."""
+
+
+Scorer = Callable[[Tensor, Tensor], Score]
+"""(x, sigma) -> Score. x is (B, C, H, W), sigma a scalar tensor."""
+
+
+@dataclass(frozen=True)
+class CDSWeights:
+    """Weights of the two terms, those of CDS's published code. w_cut = 0 is DDS."""
+
+    w_dds: float = 1.0
+    w_cut: float = 3.0
+    patchnce: PatchNCE = PatchNCE()
+
+
+class Gradient(NamedTuple):
+    """The direction of one iteration (B, C, H, W) and the loss that it descends, mean over the batch.
+
+    The loss is in the units of the published code: w_dds * 2000 / (H W) * |g|^2 + w_cut * L_cut, g the difference of the scores.
+    """
+
+    direction: Tensor
+    loss: float
+
+
+def authors_step_size(height: int, width: int) -> float:
+    """The step of DDS's and CDS's published code, which shrinks as the H x W latent grows."""
+    return 200 / (height * width)
+
+
+PAPER_STEP_SIZE = authors_step_size(64, 64)
+"""The step at the papers' own size, which we take at every size: learning rate 0.1 on 2000 / (H W) * sum(z * g)."""
+
+
+def draw_timesteps(steps: int, low: int, high: int, order: Order, generator: torch.Generator) -> Tensor:
+    """One timestep an iteration from low to high inclusive: uniformly at random (DDS), or evenly spaced downwards (ours)."""
+    if low > high:
+        raise ValueError(f"the range of timesteps is empty: {low} to {high}")
+    if order == "descending":
+        return torch.linspace(high, low, steps).round().long()
+    return torch.randint(low, high + 1, (steps,), generator=generator)
+
+
+def refine_noise(
+    noising: Noising,
+    source: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    denoise: Denoiser,
+    iterations: int,
+    recording: Recording = torch.enable_grad,
+) -> Tensor:
+    """The noise (B, C, ...) under which the model, asked about the source, answers with the source.
+
+    Identity-preserving Distillation Sampling (Kim et al. 2025), eq. 6 to 8: gradient steps of length 1 on |z_src - z0(x)| in the
+    papers' variance-preserving space, then eps* = (x - a z_src) / sigma. `denoise` is under CFG and lets gradients through.
+    """
+    x = noising.noised(source, noise, sigma)
+    for _ in range(iterations):
+        with recording():
+            x = x.detach().clone().requires_grad_(True)
+            distance = (source - denoise(x, sigma)).flatten(1).norm(dim=1)
+            (gradient,) = torch.autograd.grad(distance.sum(), x)
+        x = x.detach() - noising.gradient_scale(sigma) * gradient
+    return noising.eps(x, sigma, source)
+
+
+def cds_gradient(
+    noising: Noising,
+    z: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    source: Score,
+    target: Scorer,
+    weights: CDSWeights,
+    generator: torch.Generator,
+    recording: Recording = torch.enable_grad,
+) -> Gradient:
+    """The direction of CDS at the edited latent z (B, C, ...), of which an iteration takes `step_size`.
+
+        w_dds * (eps(a z + sigma noise, target) - eps(a z_src + sigma noise, source)) + w_cut * H W / 2000 * grad_z L_cut
+
+    CDS with the terms as its published code weighs them: the factor H W / 2000 makes `step_size` = 200 / (H W) its SGD step on
+    both. `source` is the answer about the noised source, `target` is asked here: once, without gradients
+    if w_cut is 0. Raises ValueError for a score or a gradient that is not finite.
+    """
+    if weights.w_cut:
+        with recording():
+            z = z.detach().clone().requires_grad_(True)
+            edited = target(noising.noised(z, noise, sigma), sigma)
+            losses = patch_nce_loss(pairs(edited.features, source.features), weights.patchnce, generator)
+            (cut_gradient,) = torch.autograd.grad(losses.sum(), z)
+        losses = losses.detach()
+    else:
+        edited = target(noising.noised(z, noise, sigma), sigma)
+        losses = cut_gradient = torch.zeros(())
+    for name, value in (("source's score", source.eps), ("target's score", edited.eps), ("contrastive gradient", cut_gradient)):
+        if not torch.isfinite(value).all():
+            raise ValueError(f"the {name} is not finite at sigma {float(sigma):.4g}")
+    delta, scale = edited.eps - source.eps, z[0, 0].numel() / 2000
+    direction = weights.w_dds * delta
+    if weights.w_cut:
+        direction = direction + weights.w_cut * scale * cut_gradient
+    loss = weights.w_dds * delta.square().sum() / (scale * len(z)) + weights.w_cut * losses.mean()
+    return Gradient(direction, float(loss))
+
+
+@torch.no_grad()
+def cds_optimize(
+    noising: Noising,
+    z_src: Tensor,
+    source: Scorer,
+    targets: Sequence[Scorer],
+    sigmas: Tensor,
+    *,
+    step_size: float = PAPER_STEP_SIZE,
+    weights: CDSWeights = CDSWeights(),
+    mask: Tensor | None = None,
+    refine: Callable[[Tensor, Tensor], Tensor] | None = None,
+    seed: int = 0,
+    recording: Recording = torch.enable_grad,
+    callback: Callable[[int, list[Tensor], list[Gradient]], None] | None = None,
+) -> list[Tensor]:
+    """Edit the clean latent z_src (B, C, ...) towards each of `targets`; one result a target.
+
+    One iteration a noise level of `sigmas`: z <- z - step_size * mask * direction. All targets share the noise and what the
+    source shows, so each result is what a run of its target alone would give. The noise is also shared by the batch, so each
+    sample is what a run of it alone would give. `mask` (B or 1, 1, H, W) is 1 where the edit may act. `refine(noise, sigma)`
+    replaces the noise of an iteration. `recording` opens where gradients are taken. `callback(iteration, zs, gradients)` runs
+    after each iteration. Raises ValueError, with the number of the iteration, for an update that is not finite.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    patches = [torch.Generator().manual_seed(seed) for _ in targets]
+    zs = [z_src.clone() for _ in targets]
+    for iteration, sigma in enumerate(sigmas):
+        noise = torch.randn(z_src.shape[1:], generator=draws).to(z_src).expand_as(z_src)
+        if refine is not None:
+            noise = refine(noise, sigma)
+        with recording() if weights.w_cut else contextlib.nullcontext():
+            reference = source(noising.noised(z_src, noise, sigma), sigma)
+        gradients = []
+        for i, target in enumerate(targets):
+            try:
+                gradient = cds_gradient(noising, zs[i], noise, sigma, reference, target, weights, patches[i], recording)
+            except ValueError as error:
+                raise ValueError(f"iteration {iteration + 1}: {error}") from error
+            move = step_size * gradient.direction
+            zs[i] = zs[i] - (move if mask is None else mask * move)
+            gradients.append(gradient)
+        if callback is not None:
+            callback(iteration, zs, gradients)
+    return zs
