@@ -24,6 +24,10 @@ class PatchAutoencoder(nn.Module):
     The names `encode` and `decode` and pictures (B, 3, H, W) in [-1, 1] are those of the host's autoencoders.
     """
 
+    mean: Tensor
+    components: Tensor
+    scales: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(PATCH_VALUES))
@@ -38,7 +42,8 @@ class PatchAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W)."""
-        return self.decode_linear(latents) + self.refine(latents)
+        residual: Tensor = self.refine(latents)
+        return self.decode_linear(latents) + residual
 
     def decode_linear(self, latents: Tensor) -> Tensor:
         """The nearest pictures that `encode` alone can account for."""
@@ -52,8 +57,8 @@ class Refinement(nn.Sequential):
     def __init__(self) -> None:
         first, second, third = 128, 64, 48
         out = nn.Conv2d(third, 3 * 4, 3, padding=1)
-        nn.init.zeros_(out.weight)
-        nn.init.zeros_(out.bias)
+        for parameter in out.parameters():
+            nn.init.zeros_(parameter)
         super().__init__(
             nn.Conv2d(LATENT_CHANNELS, first, 3, padding=1),
             *(Residual(first) for _ in range(3)),
@@ -78,7 +83,8 @@ class Residual(nn.Module):
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.silu(self.first(F.silu(x))))
+        residual: Tensor = self.second(F.silu(self.first(F.silu(x))))
+        return x + residual
 
 
 def load_autoencoder() -> PatchAutoencoder:

@@ -1,6 +1,7 @@
 """The same scene with one thing changed: what an edit of its picture ought to show."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ FIELDS = {"colour": COLOURS, "shape": SHAPES, "material": MATERIALS}
 def change(scene: Scene, name: str, word: str) -> Scene:
     """The scene in which the solid called `name` is `word` as to colour, shape or material; or a floor of pattern `word`."""
     if name.removeprefix("the ") == "floor":
-        check_word("floor", word, PATTERNS)
-        return replace(scene, floor=replace(scene.floor, pattern=word))
+        pattern = check_word("floor", word, PATTERNS)
+        return replace(scene, floor=replace(scene.floor, pattern=pattern))
     check_word("colour, shape or material", word, (*COLOURS, *SHAPES, *MATERIALS))
     field = next(field for field, words in FIELDS.items() if word in words)
     return _with_solid(scene, solid_named(scene, name), **{field: word})
@@ -37,7 +38,7 @@ def add(scene: Scene, seed: int) -> Scene:
     return added
 
 
-def _with_solid(scene: Scene, number: int, **fields: str) -> Scene:
+def _with_solid(scene: Scene, number: int, **fields: Any) -> Scene:
     solids = list(scene.solids)
     solids[number] = replace(solids[number], **fields)
     return replace(scene, solids=tuple(solids))

@@ -34,7 +34,8 @@ def second_tone(floor: Floor, points: Vector, width: Scalar) -> Scalar:
 
 def _stripes(u: Scalar, width: Scalar) -> Scalar:
     """A square wave of period 1, averaged over `width` by differences of its integral."""
-    return (_wave_integral(u + width / 2) - _wave_integral(u - width / 2)) / width
+    half = width * np.float32(0.5)
+    return (_wave_integral(u + half) - _wave_integral(u - half)) / width
 
 
 def _wave_integral(u: Scalar) -> Scalar:

@@ -21,7 +21,7 @@ ALBEDO: dict[Colour, RGB] = {
     "black": (0.018, 0.018, 0.02),
 }
 
-SUN = np.float32([[1.06], [1.0], [0.90]]) * np.float32(1.15)
+SUN = np.array([[1.06], [1.0], [0.90]], dtype=np.float32) * np.float32(1.15)
 SKY_SHARE = np.float32(0.62)  # of the sky's tone, as light on a surface
 SUN_RADIUS = 0.13  # of the light's disc at distance 1
 BOUNCE = np.float32(0.45)  # of a neighbour's light that a surface catches
@@ -103,7 +103,7 @@ def reflectance(direction: Vector, normals: Vector) -> Scalar:
 
 def _hidden_by(solid: Solid, points: Vector, normals: Vector) -> Scalar:
     """Share (N,) of the surroundings that a ball in the solid's place hides from a surface."""
-    way = np.float32([[solid.x], [solid.y], [solid.size]]) - points
+    way = np.array([[solid.x], [solid.y], [solid.size]], dtype=np.float32) - points
     distance = np.sqrt(dot(way, way))
     facing = np.maximum(dot(way, normals) / distance, 0)
     return np.minimum(facing * (np.float32(solid.size) / distance) ** 2, 1) * np.float32(0.8)
@@ -114,4 +114,4 @@ def _ambient(light: Light) -> Vector:
 
 
 def _column(rgb: RGB) -> Vector:
-    return np.float32(rgb)[:, None]
+    return np.array(rgb, dtype=np.float32)[:, None]

@@ -48,7 +48,7 @@ def solid_masks(scene: Scene, size: int = IMAGE_SIZE) -> Mask:
     for offset in PASSES:
         _, surface = first_hits(scene.solids, *camera_rays(scene, size, offset))
         covered += surface == np.arange(len(scene.solids))[:, None]
-    return (covered / len(PASSES)).reshape(-1, size, size)
+    return (covered / np.float32(len(PASSES))).reshape(-1, size, size)
 
 
 def change_mask(before: Image, after: Image) -> Mask:

@@ -3,8 +3,24 @@
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .scene import COLOURS, MATERIALS, PATTERNS, RGB, SHAPES, Camera, Floor, Light, Scene, Solid, apart, inside_picture, middles
+from .scene import (
+    COLOURS,
+    MATERIALS,
+    PATTERNS,
+    RGB,
+    SHAPES,
+    Camera,
+    Floor,
+    Light,
+    Scene,
+    Solid,
+    Word,
+    apart,
+    inside_picture,
+    middles,
+)
 
 # Training draws its scenes from the seeds below this one, everything that measures or demonstrates from the seeds above.
 HELD_OUT_SEED = 1_000_000_000
@@ -44,22 +60,23 @@ def _go_together(one: Solid, other: Solid, camera: Camera) -> bool:
     if one.colour == other.colour or one.shape == other.shape or apart(one, other) < 0:
         return False
     left, right = middles((one, other), camera)[0]
-    return abs(left - right) > SEEN_APART * (one.size + other.size)
+    return bool(abs(left - right) > SEEN_APART * (one.size + other.size))
 
 
 def sample_solid(rng: np.random.Generator, camera: Camera) -> Solid:
     """A solid that the camera sees whole, whatever its shape."""
-    words = [kind[rng.integers(len(kind))] for kind in (COLOURS, SHAPES, MATERIALS)]
+    colour, shape, material = _one_of(COLOURS, rng), _one_of(SHAPES, rng), _one_of(MATERIALS, rng)
     while True:
         x, y = rng.uniform(-1.0, 1.0, size=2)
-        solid = Solid(*words, float(x), float(y), float(rng.uniform(0.42, 0.58)), float(rng.uniform(0.0, np.pi / 2)))
+        size, angle = float(rng.uniform(0.42, 0.58)), float(rng.uniform(0.0, np.pi / 2))
+        solid = Solid(colour, shape, material, float(x), float(y), size, angle)
         if inside_picture(solid, camera):
             return solid
 
 
 def sample_floor(rng: np.random.Generator) -> Floor:
     """Greyish tones of one tint, a moderate, visible step apart, and far from the colours of solids."""
-    pattern = PATTERNS[rng.integers(len(PATTERNS))]
+    pattern = _one_of(PATTERNS, rng)
     level, step = rng.uniform(0.24, 0.40), rng.uniform(0.42, 0.58)
     tint = 1.0 + rng.uniform(-0.16, 0.16, size=3)
     light, dark = _rgb(level * tint), _rgb(level * step * tint * (1.0 + rng.uniform(-0.06, 0.06, size=3)))
@@ -85,6 +102,10 @@ def sample_camera(rng: np.random.Generator) -> Camera:
     return Camera(float(azimuth - np.pi / 2), float(elevation), float(distance))
 
 
-def _rgb(values: np.ndarray) -> RGB:
+def _one_of(words: tuple[Word, ...], rng: np.random.Generator) -> Word:
+    return words[rng.integers(len(words))]
+
+
+def _rgb(values: NDArray[np.float64]) -> RGB:
     red, green, blue = (float(v) for v in values)
     return red, green, blue

@@ -7,7 +7,7 @@ colours linear RGB in [0, 1]. Every solid stands on the floor.
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ Colour = Literal["red", "orange", "yellow", "green", "blue", "purple", "white", 
 Shape = Literal["ball", "cube", "cylinder", "cone"]
 Material = Literal["matte", "shiny"]
 Pattern = Literal["plain", "striped", "checked", "dotted"]
+Word = TypeVar("Word", bound=str)
 
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 SHAPES: tuple[Shape, ...] = get_args(Shape)
@@ -103,13 +104,13 @@ class Camera:
     @cached_property
     def position(self) -> Vector:
         """(3,)"""
-        return np.float32(self.target) + np.float32(self.distance) * spherical(self.azimuth, self.elevation)
+        return np.array(self.target, dtype=np.float32) + np.float32(self.distance) * spherical(self.azimuth, self.elevation)
 
     @cached_property
     def axes(self) -> tuple[Vector, Vector, Vector]:
         """Unit vectors (3,) to the right and upwards in the picture and forwards into it."""
         forward = -spherical(self.azimuth, self.elevation)
-        right = np.cross(forward, np.float32([0, 0, 1]))
+        right = np.cross(forward, np.array([0, 0, 1], dtype=np.float32))
         right /= np.linalg.norm(right)
         return right, np.cross(right, forward), forward
 
@@ -147,7 +148,7 @@ def middles(solids: tuple[Solid, ...], camera: Camera) -> NDArray[np.float64]:
 def spherical(azimuth: float, elevation: float) -> Vector:
     """The unit vector (3,) in this direction."""
     level = np.cos(elevation)
-    return np.float32([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)])
+    return np.array([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)], dtype=np.float32)
 
 
 def apart(one: Solid, other: Solid) -> float:
@@ -161,7 +162,8 @@ def inside_picture(solid: Solid, camera: Camera) -> bool:
     return bool(np.abs(camera.project(points)).max() <= 1.0 - 2.0 * MARGIN)
 
 
-def check_word(kind: str, word: str, known: tuple[str, ...]) -> None:
-    """Refuse a word that the world has no picture of."""
+def check_word(kind: str, word: str, known: tuple[Word, ...]) -> Word:
+    """The word, if it is a known one; refuse one that the world has no picture of."""
     if word not in known:
         raise SceneError(f"There is no {kind} {word!r} on the tabletop: use one of {', '.join(known)}.")
+    return known[known.index(word)]

@@ -20,11 +20,12 @@ CONE_RADIUS, CONE_HEIGHT = 1.04, HEIGHT
 
 _SLOPE = np.float32((CONE_RADIUS / CONE_HEIGHT) ** 2)
 _TINY = np.float32(1e-9)
+_UP = np.array([[0], [0], [1]], dtype=np.float32)
 
 
 def to_frame(solid: Solid, origin: Vector, direction: Vector) -> tuple[Vector, Vector]:
     """The ray in the solid's own frame; its parameter keeps its meaning."""
-    centre = np.float32([solid.x, solid.y, 0.0]).reshape(3, *[1] * (origin.ndim - 1))
+    centre = np.array([solid.x, solid.y, 0.0], dtype=np.float32).reshape(3, *[1] * (origin.ndim - 1))
     scale = np.float32(1 / solid.size)
     return turn((origin - centre) * scale, -solid.angle), turn(direction * scale, -solid.angle)
 
@@ -44,7 +45,7 @@ def interval(solid: Solid, origin: Vector, direction: Vector) -> Interval:
 def near(solid: Solid, origin: Vector, direction: Vector, margin: float = 0.0) -> NDArray[np.bool_]:
     """Which rays (N,) of unit direction pass the ball around all shapes ahead of them, widened by `margin` of their way."""
     radius = np.float32(solid.size * np.hypot(REACH, HEIGHT / 2))
-    to_centre = np.float32([[solid.x], [solid.y], [solid.size]]) - origin
+    to_centre = np.array([[solid.x], [solid.y], [solid.size]], dtype=np.float32) - origin
     ahead = dot(to_centre, direction)
     aside = dot(to_centre, to_centre) - ahead * ahead
     return (aside < (radius + np.float32(margin) * np.maximum(ahead, 0)) ** 2) & (ahead > -radius)
@@ -62,8 +63,8 @@ def dot(a: Vector, b: Vector) -> NDArray[np.float32]:
 
 
 def _ball(origin: Vector, direction: Vector) -> Interval:
-    x, y, z = origin
-    return _quadric(dot(direction, direction), dot((x, y, z - 1), direction), x * x + y * y + z * (z - 2))
+    (x, y, z), (dx, dy, dz) = origin, direction
+    return _quadric(dot(direction, direction), x * dx + y * dy + (z - 1) * dz, x * x + y * y + z * (z - 2))
 
 
 def _cube(origin: Vector, direction: Vector) -> Interval:
@@ -110,11 +111,11 @@ def _both(one: Interval, other: Interval) -> Interval:
 
 
 def _ball_normal(points: Vector) -> Vector:
-    return _unit(points - np.float32([[0], [0], [1]]))
+    return _unit(points - _UP)
 
 
 def _cube_normal(points: Vector) -> Vector:
-    from_middle = points - np.float32([[0], [0], [CUBE_HALF]])
+    from_middle = points - np.float32(CUBE_HALF) * _UP
     face = np.abs(from_middle).argmax(axis=0)
     return np.sign(from_middle) * (np.arange(3)[:, None] == face).astype(np.float32)
 
@@ -123,7 +124,7 @@ def _cylinder_normal(points: Vector) -> Vector:
     x, y, z = points
     to_side = np.abs(1 - np.hypot(x, y) / np.float32(CYLINDER_RADIUS))
     lid = np.abs(z - np.float32(CYLINDER_HEIGHT)) < to_side
-    return np.where(lid, np.float32([[0], [0], [1]]), _unit(np.stack([x, y, np.zeros_like(z)])))
+    return np.where(lid, _UP, _unit(np.stack([x, y, np.zeros_like(z)])))
 
 
 def _cone_normal(points: Vector) -> Vector:

@@ -1,12 +1,15 @@
 """The shipped weights: safetensors files beside this module, fp16 on disk and fp32 in memory."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 FOLDER = Path(__file__).parent / "weights"
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 class WeightsError(RuntimeError):
@@ -25,7 +28,7 @@ def read(name: str) -> dict[str, torch.Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
-def load(model: torch.nn.Module, name: str) -> torch.nn.Module:
+def load(model: Model, name: str) -> Model:
     """`model` with the weights of `weights/<name>.safetensors`, ready to be used."""
     state = read(name)
     try:
