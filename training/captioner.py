@@ -1,13 +1,15 @@
 """The captioner: BLIP's architecture at small sizes, with a vocabulary of exactly the words that captions use."""
 
 import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 from zerocon_pack.zerocon_core.language import captioning
 from zerocon_pack.zerocon_core.toyworld import config, scene, weights
 
-from .common import RUNS, Run, log
+from .common import Run, log
 from .dataset import pick, pictures, scenes, tensor
 
 BATCH = 32
@@ -20,17 +22,17 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, "a", "on", "background", *scene.COLOURS, *scene.SHAPES, *scene.PATTERNS]
 
 
-def build() -> BlipForConditionalGeneration:
-    """The model with random weights."""
+def build(words: int, side: int, width: int, layers: int) -> BlipForConditionalGeneration:
+    """The model with random weights, for a vocabulary of so many words and pictures of `side` pixels."""
     torch.manual_seed(5)
-    sizes = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
-    vision = sizes | {"image_size": config.IMAGE_SIZE, "patch_size": 8, "projection_dim": 96, "initializer_range": 0.02}
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "num_attention_heads": 4}
+    vision = sizes | {"image_size": side, "patch_size": 8, "projection_dim": width, "initializer_range": 0.02}
     text = sizes | {
         "num_hidden_layers": 2,
-        "vocab_size": len(vocabulary()),
-        "encoder_hidden_size": sizes["hidden_size"],
+        "vocab_size": words,
+        "encoder_hidden_size": width,
         "max_position_embeddings": 64,
-        "projection_dim": 96,
+        "projection_dim": width,
         "pad_token_id": PAD,
         "bos_token_id": DEC,
         "sep_token_id": SEP,
@@ -39,13 +41,13 @@ def build() -> BlipForConditionalGeneration:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
-    blip = BlipConfig(text_config=text, vision_config=vision, projection_dim=96, image_text_hidden_size=96, label_smoothing=0.0)
-    return BlipForConditionalGeneration(blip)
+    both = {"projection_dim": width, "image_text_hidden_size": width, "label_smoothing": 0.0}
+    return BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, **both))
 
 
 def train(steps: int) -> None:
     """Minimise the entropy of the next word."""
-    model = build()
+    model = build(len(vocabulary()), config.IMAGE_SIZE, width=96, layers=3)
     run = Run("captioner", {"captioner": model}, peak=1e-3)
     images, _ = pictures()
     words = {word: row for row, word in enumerate(vocabulary())}
@@ -61,28 +63,28 @@ def train(steps: int) -> None:
         return output.loss.float().mean()
 
     def report() -> None:
-        export(model)
+        export(model, vocabulary(), longest=16, folder=weights.CAPTIONER_FOLDER)
         log.info("captioner step %d exact on held-out scenes %.3f", run.step, exactness(128))
 
     model.train()
     run.train(loss, steps, after_save=report)
 
 
-def export(model: BlipForConditionalGeneration) -> None:
-    """Write model, tokenizer and image processor as they ship."""
-    folder = RUNS / "captioner"
+def export(model: BlipForConditionalGeneration, words: list[str], longest: int, folder: Path) -> None:
+    """Write model, tokenizer and image processor as they ship, for captions of at most `longest` tokens."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
-    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), bos_token="[DEC]", model_max_length=16)
-    side = {"height": config.IMAGE_SIZE, "width": config.IMAGE_SIZE}
-    images = BlipImageProcessor(size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    BlipProcessor(images, tokenizer).save_pretrained(folder)
-    half = BlipForConditionalGeneration(model.config)
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(folder)
-    weights.CAPTIONER_FOLDER.mkdir(parents=True, exist_ok=True)
-    for file in folder.iterdir():
-        shutil.copyfile(file, weights.CAPTIONER_FOLDER / file.name)
+    side = model.config.vision_config.image_size
+    with TemporaryDirectory() as scratch:
+        vocabulary_file = Path(scratch, "vocab.txt")
+        vocabulary_file.write_text("\n".join(words) + "\n", encoding="utf-8")
+        tokenizer = BertTokenizerFast(vocab=str(vocabulary_file), bos_token="[DEC]", model_max_length=longest)
+        images = BlipImageProcessor(size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        BlipProcessor(images, tokenizer).save_pretrained(scratch)
+        half = BlipForConditionalGeneration(model.config)
+        half.load_state_dict(model.state_dict())
+        half.half().save_pretrained(scratch)
+        for file in Path(scratch).iterdir():
+            shutil.copyfile(file, folder / file.name)
 
 
 def exactness(count: int) -> float:

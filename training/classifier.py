@@ -5,13 +5,12 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch.nn import functional as F
 from zerocon_pack.bridge.toyworld import build_vae
 from zerocon_pack.zerocon_core.toyworld import scene, weights
 from zerocon_pack.zerocon_core.toyworld.classifier import Classifier, classify
 
-from .common import RUNS, WEIGHTS, Run, log, write_atomically
+from .common import RUNS, WEIGHTS, Run, export, log, write_atomically
 from .dataset import pick, pictures, save_array, scenes, tensor
 
 BATCH = 64
@@ -39,7 +38,7 @@ def train(steps: int) -> None:
         log.info("classifier step %d held-out accuracy %s", run.step, accuracy(model))
 
     run.train(loss, steps, after_save=report)
-    run.use_average(lambda: export(model))
+    run.use_average(lambda: export(WEIGHTS / "classifier.safetensors", model.state_dict()))
 
 
 def truth(subjects: list[scene.Scene]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,9 +87,3 @@ def accuracy(model: Classifier, count: int = 500) -> dict[str, float]:
         name: float(np.mean([guess == getattr(s, name) for guess, s in zip(getattr(read, name), subjects, strict=True)]))
         for name in ("colour", "shape", "pattern")
     }
-
-
-def export(model: Classifier) -> None:
-    """Write the weights as they ship."""
-    tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(WEIGHTS / "classifier.safetensors", lambda path: save_file(tensors, path))

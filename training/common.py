@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +39,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     os.replace(scratch, path)
 
 
+def export(path: Path, state: dict[str, torch.Tensor], exact: tuple[str, ...] = ()) -> None:
+    """Write a model's weights as they ship: floating-point ones in fp16, but for those that `exact` names."""
+    tensors = {
+        key: (value.half() if value.is_floating_point() and key not in exact else value).contiguous()
+        for key, value in state.items()
+    }
+    write_atomically(path, lambda scratch: save_file(tensors, scratch))
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
     """Linear warm-up, then half a cosine down to a fiftieth of the peak."""
     if step < warmup:
@@ -59,10 +69,21 @@ class Run:
         if self.path.exists():
             self._load()
 
-    def train(self, loss: Loss, steps: int, save_every: int = 500, after_save: Callable[[], None] | None = None) -> None:
-        """Go on until `steps`. Step i draws from a generator seeded with i: a run that was interrupted ends as any other does."""
+    def train(
+        self,
+        loss: Loss,
+        steps: int,
+        until: int | None = None,
+        save_every: int = 250,
+        after_save: Callable[[], None] | None = None,
+    ) -> None:
+        """Go on to the end of a schedule of `steps`, or to step `until` of it.
+
+        Step i draws from a generator seeded with i: a run that was interrupted ends as any other does.
+        """
         start, recent = time.monotonic(), 0.0
-        while self.step < steps:
+        end = steps if until is None else min(until, steps)
+        while self.step < end:
             for group in self.optimiser.param_groups:
                 group["lr"] = learning_rate(self.step, steps, self.peak)
             value = loss(torch.Generator().manual_seed(self.step))
@@ -75,7 +96,7 @@ class Run:
             self.step += 1
             if self.step % 100 == 0:
                 log.info("%s step %d loss %.5f, %.0f s", self.path.stem, self.step, recent, time.monotonic() - start)
-            if self.step % save_every == 0 or self.step == steps:
+            if self.step % save_every == 0 or self.step == end:
                 self._save()
                 if after_save is not None:
                     self.use_average(after_save)

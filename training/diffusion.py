@@ -3,16 +3,17 @@
 from functools import partial
 
 import comfy.clip_model
+import comfy.model_base
+import comfy.sd
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from zerocon_pack.bridge import toyworld as bridge
-from zerocon_pack.zerocon_core.toyworld import config, weights
+from zerocon_pack.zerocon_core.toyworld import scene, weights
 
-from .common import RUNS, WEIGHTS, Run, log, reset_weights, write_atomically
+from .common import RUNS, WEIGHTS, Run, export, log, reset_weights, write_atomically
 from .dataset import pick, pictures, scenes, tensor
-from .wording import UNKNOWN, Wording
+from .wording import UNKNOWN, Wording, phrase, word_ids
 
 BATCH = 16
 LATENT_COUNT = 24_000
@@ -26,7 +27,7 @@ class TextEncoder(nn.Module):
     def __init__(self, encoder: nn.Module, vocabulary: list[int]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.table = nn.Embedding(len(vocabulary) + 1, config.TEXT_CONFIG["hidden_size"], padding_idx=0)
+        self.table = nn.Embedding(len(vocabulary) + 1, encoder.text_projection.out_features, padding_idx=0)
         self.vocabulary = vocabulary
         self._row = {UNKNOWN: 0} | {id: row for row, id in enumerate(vocabulary, start=1)}
         nn.init.normal_(self.table.weight[1:], std=0.3)
@@ -59,23 +60,31 @@ def _layer(layer: comfy.clip_model.CLIPLayer, x: torch.Tensor, mask: torch.Tenso
 
 def build() -> tuple[nn.Module, TextEncoder, Wording, Run]:
     """Denoiser, text encoder, wording and their run, at the step it has reached."""
-    denoiser = bridge.build_model(bridge.ToyLatentFormat())
+    denoiser, clip = bridge.build_model(bridge.ToyLatentFormat()), bridge.build_clip()
+    words = (*scene.COLOURS, *scene.SHAPES, *scene.PATTERNS, "a", "an", "the", "on", "background")
+    wording = Wording(partial(word_ids, clip), words, phrase, scattered=0.5)
+    text, run = prepare(denoiser, clip, wording.vocabulary(), "diffusion")
+    return denoiser, text, wording, run
+
+
+def prepare(
+    denoiser: comfy.model_base.BaseModel, clip: comfy.sd.CLIP, vocabulary: list[int], name: str
+) -> tuple[TextEncoder, Run]:
+    """Give a denoiser and a text encoder their initial weights, or those that the run called `name` has reached."""
     reset_weights(denoiser.diffusion_model, seed=2)
-    for name, module in denoiser.diffusion_model.named_modules():
+    for place, module in denoiser.diffusion_model.named_modules():
         # Residual branches start silent.
-        if name.endswith(("out_layers.3", "proj_out")) or name == "out.2":
+        if place.endswith(("out_layers.3", "proj_out")) or place == "out.2":
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
-    clip = bridge.build_clip()
-    wording = Wording(lambda text: [id for id, _ in clip.tokenize(text)["l"][0] if id < 49406])
     encoder = clip.cond_stage_model.clip_l.transformer
     reset_weights(encoder, seed=3)
-    text = TextEncoder(encoder, wording.vocabulary())
+    text = TextEncoder(encoder, vocabulary)
     for module in (denoiser.diffusion_model, text):
         module.requires_grad_(True).train()
     # The table above stands in for it.
     encoder.text_model.embeddings.token_embedding.requires_grad_(False)
-    return denoiser, text, wording, Run("diffusion", {"unet": denoiser.diffusion_model, "text": text}, peak=6e-4, decay=0.9995)
+    return text, Run(name, {"unet": denoiser.diffusion_model, "text": text}, peak=6e-4, decay=0.9995)
 
 
 def weight(sigma: torch.Tensor) -> torch.Tensor:
@@ -92,7 +101,7 @@ def train(steps: int) -> None:
     denoiser, text, wording, run = build()
     sampling = denoiser.model_sampling
     data, subjects = latents(), scenes()[:LATENT_COUNT]
-    attention = {"optimized_attention_override": _attention}
+    attention = {"optimized_attention_override": plain_attention}
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         index = pick(generator, BATCH, LATENT_COUNT)
@@ -107,10 +116,14 @@ def train(steps: int) -> None:
             predicted = denoiser.diffusion_model(x, level.float(), context=text(rows), transformer_options=attention)
         return (weight(sigma) * (predicted.float() - noise).square()).mean()
 
-    run.train(loss, steps, after_save=lambda: export(denoiser.diffusion_model, text))
+    def save() -> None:
+        export(WEIGHTS / "unet.safetensors", denoiser.diffusion_model.state_dict())
+        export(WEIGHTS / "text_encoder.safetensors", bridge.pack_text_encoder(text.weights()))
+
+    run.train(loss, steps, after_save=save)
 
 
-def _attention(
+def plain_attention(
     _host: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *_: object, **__: object
 ) -> torch.Tensor:
     """Plain attention: for so few tokens its backward pass is faster than that of the fused kernels."""
@@ -135,14 +148,3 @@ def latents() -> torch.Tensor:
 
 def _encode(vae: object, images: torch.Tensor) -> torch.Tensor:
     return vae.first_stage_model.encode(images * 2.0 - 1.0)
-
-
-def export(unet: nn.Module, text: TextEncoder) -> None:
-    """Write both models' weights as they ship."""
-    _save("unet", unet.state_dict())
-    _save("text_encoder", bridge.pack_text_encoder(text.weights()))
-
-
-def _save(name: str, state: dict[str, torch.Tensor]) -> None:
-    tensors = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state.items()}
-    write_atomically(WEIGHTS / f"{name}.safetensors", lambda path: save_file(tensors, path))

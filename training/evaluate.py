@@ -59,12 +59,16 @@ def sample(model: Any, clip: Any, vae: Any, prompts: list[str], seed: int, steps
 
     import nodes  # isort: skip
 
-    encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0] for prompt in prompts]
-    positive = [[torch.cat([context for context, _ in encoded]), encoded[0][1]]]
-    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    empty = {"samples": torch.zeros(len(prompts), 4, 16, 16)}
+    positive, negative = encode(clip, prompts), encode(clip, [""])
+    empty = {"samples": torch.zeros(len(prompts), model.get_model_object("latent_format").latent_channels, 16, 16)}
     (latent,) = nodes.common_ksampler(model, seed, steps, cfg, "euler", "normal", positive, negative, empty)
     return vae.decode(latent["samples"])
+
+
+def encode(clip: Any, prompts: list[str]) -> list[Any]:
+    """The prompts as one batch of the host's CONDITIONING."""
+    encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0] for prompt in prompts]
+    return [[torch.cat([context for context, _ in encoded]), encoded[0][1]]]
 
 
 def accuracy(name: str, read: Any, subjects: list[Any]) -> dict[str, float]:

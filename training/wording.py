@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
+import comfy.sd
 import numpy as np
 from zerocon_pack.zerocon_core.toyworld import scene
 
@@ -25,22 +27,36 @@ UNKNOWN = -1
 
 
 class Wording:
-    """Turns scenes into token ids, each time in other words."""
+    """Turns scenes into token ids, each time in other words.
 
-    def __init__(self, tokenize: Callable[[str], list[int]]) -> None:
+    `words` are all that `phrase` uses to describe a scene; a share of `scattered` phrases stands among words without a picture.
+    """
+
+    def __init__(
+        self,
+        tokenize: Callable[[str], list[int]],
+        words: tuple[str, ...],
+        phrase: Callable[[Any, np.random.Generator], str],
+        scattered: float,
+    ) -> None:
+        self._words, self._phrase, self._scattered = words, phrase, scattered
         self._ids = lru_cache(maxsize=None)(lambda text: tuple(tokenize(text)))
 
     def vocabulary(self) -> list[int]:
         """Every id that `tokens` can contain, except `UNKNOWN`."""
-        words = " ".join((*OPENINGS, *scene.COLOURS, *scene.SHAPES, *scene.PATTERNS, "a an the on background"))
-        return sorted({*self._ids(words), START, END})
+        return sorted({*self._ids(" ".join((*OPENINGS, *self._words))), START, END})
 
-    def tokens(self, subject: scene.Scene, rng: np.random.Generator) -> list[int]:
+    def tokens(self, subject: Any, rng: np.random.Generator) -> list[int]:
         """`LENGTH` ids that describe the scene, a part of it, or nothing."""
         if rng.random() < EMPTY_SHARE:
             return _framed([])
-        words = self._ids(f"{OPENINGS[rng.integers(len(OPENINGS))]} {phrase(subject, rng)}".strip())
-        return _framed(_scattered(words, rng) if rng.random() < 0.5 else list(words))
+        words = self._ids(f"{OPENINGS[rng.integers(len(OPENINGS))]} {self._phrase(subject, rng)}".strip())
+        return _framed(_scattered(words, rng) if rng.random() < self._scattered else list(words))
+
+
+def word_ids(clip: comfy.sd.CLIP, text: str) -> list[int]:
+    """The text's token ids by the host's tokenizer, without start and end."""
+    return [id for id, _ in clip.tokenize(text)["l"][0] if id < START]
 
 
 def phrase(subject: scene.Scene, rng: np.random.Generator) -> str:

@@ -13,4 +13,5 @@ anything wrong with them is a ValueError of one sentence. A room for each questi
     pretrained   networks from local folders, whole or refused
     drawing      results as pictures: grids, heat, curves
     toyworld     a miniature world whose truth is known
+    tabletop     the world in three dimensions that replaces it once its models are trained
 """

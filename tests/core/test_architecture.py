@@ -25,6 +25,7 @@ ROOMS = {
     "bridge.files": ("zerocon_core",),
     "bridge.status": (),
     "bridge.toyworld": ("zerocon_core",),
+    "bridge.tabletop": ("zerocon_core",),
     "bridge.model": ("zerocon_core",),
     "bridge.networks": ("zerocon_core", "bridge.files", "bridge.status"),
     "bridge.loops": ("zerocon_core", "bridge.files", "bridge.status", "bridge.networks", "bridge.model"),

@@ -17,7 +17,7 @@ from tools.comfy_server import PromptError
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
-SHIPPED = ("nodes", "zerocon_core", "web", "locales", "subgraphs", "workflows")
+SHIPPED = ("nodes", "bridge", "zerocon_core", "web", "locales", "subgraphs", "workflows")
 
 
 @pytest.fixture(scope="session")

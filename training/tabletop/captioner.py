@@ -2,49 +2,22 @@
 
 import numpy as np
 import torch
-from common import WEIGHTS, Run, log, pack
-from dataset import held_out_pictures, pick_pictures, scenes, shards
-from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+from zerocon_pack.zerocon_core.language import captioning
+from zerocon_pack.zerocon_core.tabletop import captions, render, sampling, weights
 
-captioning = pack("zerocon_core.captioning")
-captions = pack("zerocon_core.tabletop.captions")
-render = pack("zerocon_core.tabletop.render")
-sampling = pack("zerocon_core.tabletop.sampling")
+from ..captioner import DEC, PAD, SEP, SPECIAL, build, export
+from ..common import Run, log
+from .dataset import held_out_pictures, pick_pictures, scenes, shards
 
 BATCH = 16
 HELD_OUT = 100
-FOLDER = WEIGHTS / "captioner"
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
-PAD, _, _, SEP, _, DEC = range(len(SPECIAL))
+FOLDER = weights.FOLDER / "captioner"
 IGNORED = -100
 
 
 def vocabulary() -> list[str]:
     """Special tokens, then the captions' words."""
     return [*SPECIAL, *captions.VOCABULARY]
-
-
-def build() -> BlipForConditionalGeneration:
-    """The model with random weights."""
-    torch.manual_seed(5)
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
-    vision = sizes | {"image_size": render.IMAGE_SIZE, "patch_size": 8, "projection_dim": 128, "initializer_range": 0.02}
-    text = sizes | {
-        "num_hidden_layers": 2,
-        "vocab_size": len(vocabulary()),
-        "encoder_hidden_size": sizes["hidden_size"],
-        "max_position_embeddings": 64,
-        "projection_dim": 128,
-        "pad_token_id": PAD,
-        "bos_token_id": DEC,
-        "sep_token_id": SEP,
-        "eos_token_id": SEP,
-        "label_smoothing": 0.0,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    blip = BlipConfig(text_config=text, vision_config=vision, projection_dim=128, image_text_hidden_size=128, label_smoothing=0.0)
-    return BlipForConditionalGeneration(blip)
 
 
 def mirrored(line: str) -> str:
@@ -60,10 +33,10 @@ def tokens(lines: list[str]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=PAD)
 
 
-def train(steps: int, until: int) -> None:
+def train(steps: int, until: int | None) -> None:
     """Minimise the entropy of the next word, over pictures and their mirror images."""
-    model, images = build(), shards()
-    run = Run("captioner", {"captioner": model}, peak=1e-3)
+    model, images = build(len(vocabulary()), render.IMAGE_SIZE, width=128, layers=4), shards()
+    run = Run("tabletop/captioner", {"captioner": model}, peak=1e-3)
     said = [captions.caption(s) for s in scenes()]
     lines = tokens([*said, *map(mirrored, said)]).unflatten(0, (2, len(said)))
     held_out, true = held_out_pictures(HELD_OUT), [captions.caption(s) for s in sampling.held_out_scenes(HELD_OUT)]
@@ -85,24 +58,11 @@ def train(steps: int, until: int) -> None:
         return output.loss.mean()
 
     def report() -> None:
-        export(model)
+        export(model, vocabulary(), longest=20, folder=FOLDER)
         log.info("captioner step %d exact on held-out scenes %.3f", run.step, exactness(held_out, true))
 
     model.train()
     run.train(loss, steps, until, after_save=report)
-
-
-def export(model: BlipForConditionalGeneration) -> None:
-    """Write model, tokenizer and image processor as they ship."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
-    tokenizer = BertTokenizerFast(vocab=str(FOLDER / "vocab.txt"), bos_token="[DEC]", model_max_length=20)
-    side = {"height": render.IMAGE_SIZE, "width": render.IMAGE_SIZE}
-    images = BlipImageProcessor(size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    BlipProcessor(images, tokenizer).save_pretrained(FOLDER)
-    half = BlipForConditionalGeneration(model.config)
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(FOLDER)
 
 
 def exactness(images: torch.Tensor, true: list[str]) -> float:

@@ -2,14 +2,13 @@
 
 import numpy as np
 import torch
-from autoencoder import linear_part
-from common import Run, export, log, pack
-from dataset import held_out_pictures, pick_pictures, scenes, shards
 from torch.nn import functional as F
+from zerocon_pack.zerocon_core.tabletop import classifier as judge
+from zerocon_pack.zerocon_core.tabletop import sampling, scene, weights
 
-judge = pack("zerocon_core.tabletop.classifier")
-sampling = pack("zerocon_core.tabletop.sampling")
-scene = pack("zerocon_core.tabletop.scene")
+from ..common import Run, export, log
+from .autoencoder import linear_part
+from .dataset import held_out_pictures, pick_pictures, scenes, shards
 
 BATCH = 16
 HELD_OUT = 300
@@ -17,11 +16,11 @@ HELD_OUT = 300
 SPREAD = 0.7
 
 
-def train(steps: int, until: int) -> None:
+def train(steps: int, until: int | None) -> None:
     """Minimise the cross entropies of middles, words and floor, and the error of the places."""
     torch.manual_seed(4)
     model, decoder, images, subjects = judge.Classifier(), linear_part(), shards(), scenes()
-    run = Run("classifier", {"classifier": model}, peak=2e-3)
+    run = Run("tabletop/classifier", {"classifier": model}, peak=2e-3)
     held_out, drawn = held_out_pictures(HELD_OUT), sampling.held_out_scenes(HELD_OUT)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
@@ -32,12 +31,12 @@ def train(steps: int, until: int) -> None:
     def report() -> None:
         seen = judge.classify(held_out.movedim(1, -1), model)
         log.info("classifier step %d held-out %s", run.step, summary(seen, drawn))
-        export("classifier", model.state_dict())
+        export(weights.FOLDER / "classifier.safetensors", model.state_dict())
 
     run.train(loss, steps, until, after_save=report)
 
 
-def errors(read: tuple[tuple[torch.Tensor, ...], torch.Tensor], subjects: list["scene.Scene"]) -> torch.Tensor:
+def errors(read: tuple[tuple[torch.Tensor, ...], torch.Tensor], subjects: list[scene.Scene]) -> torch.Tensor:
     """The loss of what was `read` off pictures of these scenes."""
     (middle, colour, shape, material, place), floor = read
     heat, rows, words, places = truth(subjects)
@@ -52,7 +51,7 @@ def errors(read: tuple[tuple[torch.Tensor, ...], torch.Tensor], subjects: list["
     )
 
 
-def truth(subjects: list["scene.Scene"]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def truth(subjects: list[scene.Scene]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Heat (B, 16, 16) around middles; of each solid its picture and cell (3, N), words (N, 3) and place in the cell (N, 2)."""
     grid = torch.arange(judge.GRID) + 0.5
     heat, cells, words, places = torch.zeros(len(subjects), judge.GRID, judge.GRID), [], [], []
@@ -87,7 +86,7 @@ def augment(x: torch.Tensor, decoder: torch.nn.Module, generator: torch.Generato
     return x.clamp(0.0, 1.0)
 
 
-def summary(seen: list["judge.SceneSeen"], drawn: list["scene.Scene"]) -> dict[str, float]:
+def summary(seen: list[judge.SceneSeen], drawn: list[scene.Scene]) -> dict[str, float]:
     """Mean agreement on each attribute, and the share of pictures with the right number of solids."""
     each = [judge.agreement(s, d) for s, d in zip(seen, drawn, strict=True)]
     figures = {name: float(np.mean([e[name] for e in each])) for name in each[0]}

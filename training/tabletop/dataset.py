@@ -1,6 +1,6 @@
 """The training pictures, rendered once and kept as shards in the run folder.
 
-python training/tabletop/dataset.py [--shards N] [--processes N]
+python -m training.tabletop.dataset [--shards N] [--processes N]
 
 Shard i holds the pictures of scenes i * SHARD to (i + 1) * SHARD - 1. A shard that is there is kept, so that a run can be
 interrupted, and training can begin on the first shards while others are rendered.
@@ -15,17 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import RUNS, log, pack, write_atomically
 from numpy.typing import NDArray
+from zerocon_pack.zerocon_core.tabletop import render, sampling, scene
 
-render = pack("zerocon_core.tabletop.render")
-sampling = pack("zerocon_core.tabletop.sampling")
+from .. import common
+from ..common import log, write_atomically
+from ..dataset import save_array, tensor
+
+RUNS = common.RUNS / "tabletop"
 
 SHARD = 500
 SHARDS = 40
 
 
-def scenes() -> list["sampling.Scene"]:
+def scenes() -> list[scene.Scene]:
     """The training scenes of all shards that are rendered, in their order, drawn once."""
     drawn = []
     for number in range(len(shards())):
@@ -55,11 +58,6 @@ def pick_pictures(found: list[NDArray[np.uint8]], index: torch.Tensor) -> torch.
     return tensor(np.stack([found[i // SHARD][i % SHARD] for i in index.tolist()]))
 
 
-def tensor(images: NDArray[np.uint8]) -> torch.Tensor:
-    """(B, H, W, 3) bytes to (B, 3, H, W) floats in [0, 1], in that order in memory too or convolutions crawl."""
-    return torch.tensor(images).movedim(-1, 1).float().div(255.0).contiguous()
-
-
 def held_out_pictures(count: int) -> torch.Tensor:
     """Pictures (N, 3, H, W) in [0, 1] of the first held-out scenes."""
     return torch.stack([torch.from_numpy(render.render(s)) for s in sampling.held_out_scenes(count)]).movedim(-1, 1).contiguous()
@@ -68,12 +66,6 @@ def held_out_pictures(count: int) -> torch.Tensor:
 def shard_path(number: int) -> Path:
     """Where shard `number` is or will be."""
     return RUNS / "pictures" / f"{number:03}.npy"
-
-
-def save_array(values: NDArray[np.uint8], path: Path) -> None:
-    """Write a .npy file under exactly this name."""
-    with path.open("wb") as file:
-        np.save(file, values)
 
 
 def render_shard(number: int) -> None:

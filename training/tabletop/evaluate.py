@@ -1,6 +1,6 @@
 """Measure the shipped tabletop on held-out scenes, with the host's stock sampler, and print the figures as a table.
 
-python training/tabletop/evaluate.py --comfyui PATH [--count 300] [--sheet FILE]
+    python -m training.tabletop.evaluate [--count 300] [--sheet FILE]
 
 Models whose files are not there yet are left out of the table, and named.
 """
@@ -10,17 +10,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
+import comfy.samplers
 import numpy as np
 import torch
-from common import WEIGHTS, pack, start_host
 from PIL import Image
+from zerocon_pack.bridge import tabletop as bridge
+from zerocon_pack.zerocon_core.tabletop import autoencoder, captions, edits, render, sampling, weights
+from zerocon_pack.zerocon_core.tabletop import classifier as judge
+from zerocon_pack.zerocon_core.tabletop import scene as words
 
-captions = pack("zerocon_core.tabletop.captions")
-edits = pack("zerocon_core.tabletop.edits")
-judge = pack("zerocon_core.tabletop.classifier")
-render = pack("zerocon_core.tabletop.render")
-sampling = pack("zerocon_core.tabletop.sampling")
-words = pack("zerocon_core.tabletop.scene")
+from ..evaluate import encode, sample
 
 STEPS, CFG, BATCH = 30, 4.0, 25
 ATTRIBUTES = ("colour", "shape", "floor", "material")
@@ -89,33 +89,14 @@ def of_classifier(classifier: Any, images: torch.Tensor, scenes: list[Any]) -> d
     return {attribute: 100.0 * float(np.mean([e[attribute] for e in each])) for attribute in ATTRIBUTES}
 
 
-def encode(clip: Any, prompts: list[str]) -> list[Any]:
-    """The prompts as one batch of the host's CONDITIONING."""
-    encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0] for prompt in prompts]
-    return [[torch.cat([context for context, _ in encoded]), encoded[0][1]]]
-
-
-def sample(model: Any, clip: Any, vae: Any, prompts: list[str]) -> torch.Tensor:
-    """Pictures (N, H, W, 3), one a prompt, by the host's KSampler from an empty latent."""
-    import utils.extra_config  # noqa: F401  before `nodes`, after which some hosts hide it behind comfy/utils.py
-
-    import nodes  # isort: skip
-
-    drawn = []
-    for start in range(0, len(prompts), BATCH):
-        part = prompts[start : start + BATCH]
-        empty = {"samples": torch.zeros(len(part), 16, 16, 16)}
-        positive, negative = encode(clip, part), encode(clip, [""])
-        (latent,) = nodes.common_ksampler(model, start, STEPS, CFG, "euler", "normal", positive, negative, empty)
-        drawn.append(vae.decode(latent["samples"]))
-    return torch.cat(drawn)
+def sample_all(model: Any, clip: Any, vae: Any, prompts: list[str]) -> torch.Tensor:
+    """Pictures (N, H, W, 3), one a prompt."""
+    starts = range(0, len(prompts), BATCH)
+    return torch.cat([sample(model, clip, vae, prompts[i : i + BATCH], i, STEPS, CFG) for i in starts])
 
 
 def of_inversion(model: Any, clip: Any, vae: Any, scenes: list[Any]) -> float:
     """PSNR in dB of pictures inverted and sampled again at CFG 1, against what the autoencoder alone makes of them."""
-    import comfy.model_management
-    import comfy.samplers
-
     comfy.model_management.load_models_gpu([model])
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "ddim_uniform", STEPS)
     context = encode(clip, [captions.caption(s) for s in scenes])[0][0]
@@ -134,10 +115,9 @@ def of_inversion(model: Any, clip: Any, vae: Any, scenes: list[Any]) -> float:
 
 def evaluate(count: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """The figures that `NEEDED` names, as far as there are models for them, and pictures by what they show."""
-    bridge = pack("nodes.bridge.tabletop")
     one, two = (sampling.held_out_scenes(count, solids) for solids in (1, 2))
     scenes = sampling.held_out_scenes(count)
-    vae = bridge.build_vae(bridge.load_autoencoder())
+    vae = bridge.build_vae(autoencoder.load_autoencoder())
     figures, shown = of_autoencoder(vae, scenes), {"renders": pictures(scenes[:BATCH])}
     shown["reconstructions"] = vae.decode(vae.encode(shown["renders"]))
     classifier = judge.load_classifier() if _there("classifier") else None
@@ -147,7 +127,7 @@ def evaluate(count: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     if _there("unet"):
         model, clip = bridge.load_model(), bridge.load_clip()
         for name, asked in (("one solid", one), ("two solids", two)):
-            drawn = shown[f"sampled, {name}"] = sample(model, clip, vae, [captions.caption(s) for s in asked])
+            drawn = shown[f"sampled, {name}"] = sample_all(model, clip, vae, [captions.caption(s) for s in asked])
             if classifier:
                 figures |= {f"sampled, {name}: {a}": value for a, value in of_classifier(classifier, drawn, asked).items()}
         figures["inversion and resampling at CFG 1, against the autoencoder"] = of_inversion(model, clip, vae, scenes[:BATCH])
@@ -155,7 +135,7 @@ def evaluate(count: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
 
 
 def _there(name: str) -> bool:
-    if there := (WEIGHTS / f"{name}.safetensors").exists():
+    if there := (weights.FOLDER / f"{name}.safetensors").exists():
         return there
     print(f"No {name} yet: its figures are left out.")
     return False
@@ -176,12 +156,10 @@ def table(figures: dict[str, float], count: int) -> str:
 def main() -> None:
     """Evaluate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI checkout")
     parser.add_argument("--count", type=int, default=300, help="held-out scenes")
     parser.add_argument("--sheet", type=Path, help="write a picture of renders, reconstructions and samples here")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    start_host(arguments.comfyui)
     with torch.inference_mode():
         figures, shown = evaluate(arguments.count)
     print(table(figures, arguments.count))

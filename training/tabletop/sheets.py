@@ -1,16 +1,14 @@
 """Draw the pictures of the docs: scenes, and true edits with all that they change.
 
-python training/tabletop/sheets.py
+    python -m training.tabletop.sheets
 """
 
 import numpy as np
-from common import ROOT, pack
 from numpy.typing import NDArray
 from PIL import Image
+from zerocon_pack.zerocon_core.tabletop import edits, render, sampling
 
-edits = pack("zerocon_core.tabletop.edits")
-render = pack("zerocon_core.tabletop.render")
-sampling = pack("zerocon_core.tabletop.sampling")
+from ..common import ROOT
 
 SIDE = 192
 COLUMNS, ROWS = 6, 3
