@@ -1,6 +1,6 @@
 """Draw the pictures of the docs: scenes, and true edits with all that they change.
 
-    python -m training.tabletop.sheets
+python -m training.tabletop.sheets
 """
 
 import numpy as np
