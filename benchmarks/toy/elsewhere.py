@@ -7,7 +7,7 @@ from typing import Literal
 from comfy.model_patcher import create_model_options_clone
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
-from zerocon_pack.bridge.loops.cds import scorer
+from zerocon_pack.bridge.loops.cds import CDSSettings, scorer
 from zerocon_pack.bridge.loops.hosted import Run
 from zerocon_pack.bridge.model.attention import Capture, self_attention_hook
 from zerocon_pack.bridge.model.facts import HookedLayers
@@ -16,15 +16,16 @@ from zerocon_pack.zerocon_core.methods.cds import Score, Scorer
 Elsewhere = Literal["cross-attention", "output"]
 
 
-def scorer_elsewhere(run: Run, name: str, place: Elsewhere, layers: HookedLayers) -> Scorer:
+def scorer_elsewhere(run: Run, name: str, place: Elsewhere, settings: CDSSettings) -> Scorer:
     """Its features are the cross-attention outputs of the layers that CDS would read, or the model's noise prediction."""
     read = {"cross-attention": read_cross_attention, "output": read_output}[place]
 
     def score(x: Tensor, sigma: Tensor) -> Score:
         capture = Capture()
         options = create_model_options_clone(run.options)
-        read(options, layers, capture)
-        answer = scorer(replace(run, options=options), name, HookedLayers(), differentiable=True)(x, sigma)
+        read(options, settings.layers, capture)
+        asked = scorer(replace(run, options=options), name, HookedLayers(), differentiable=bool(settings.weights.w_cut))
+        answer = asked(x, sigma)
         return answer._replace(features=capture.observation().self_attention)
 
     return score

@@ -138,7 +138,7 @@ class Score:
         conditions = {"source": batch.source, "target": batch.target, "negative": batch.negative}
 
         def loop(run: Run) -> Tensor:
-            [latent], _ = edit(run, ["target"], settings, lambda name: scorer_elsewhere(run, name, self.place, settings.layers))
+            [latent], _ = edit(run, ["target"], settings, lambda name: scorer_elsewhere(run, name, self.place, settings))
             return model.model.process_latent_out(latent)
 
         sigmas = model.get_model_object("model_sampling").sigma(settings.timesteps)
