@@ -157,7 +157,7 @@ class GradientRegion:
         return any(
             place.get(name) is not tensor or tensor.data_ptr() != alias.data_ptr() for place, name, tensor, alias in self.aliases
         ) or any(
-            module.weight is not weight or weight.data_ptr() != pointer or module.weight_function
+            module.weight is not weight or weight.data_ptr() != pointer or module.weight_function or module.bias_function
             for module, weight, pointer in self.residents
         )
 

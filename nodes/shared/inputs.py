@@ -31,7 +31,7 @@ def patchnce_inputs() -> list[io.Input]:
 def checkpointing_input(**options) -> io.Input:
     return io.Boolean.Input(
         "checkpointing", default=False, **options,
-        tooltip="Less memory, about 15 % more time: only the inputs of the U-Net's blocks are kept for the gradient, and the "
+        tooltip="Less memory, about 20 % more time: only the inputs of the U-Net's blocks are kept for the gradient, and the "
         "rest is computed twice.",
     )  # fmt: skip
 
