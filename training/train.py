@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimiser steps in all; the default is what the shipped weights had")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     torch.set_num_threads(arguments.threads)
     train, steps = MODELS[arguments.model]
     train(arguments.steps or steps)

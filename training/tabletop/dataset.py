@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=SHARDS)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     with Pool(arguments.processes) as pool:
         pool.map(render_shard, range(arguments.shards), chunksize=1)
 

@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--until", type=int, help="stop at this step of the schedule; the default is its end")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     torch.set_num_threads(arguments.threads)
     train, steps = MODELS[arguments.model]
     train(steps, arguments.until)
