@@ -10,7 +10,8 @@ import comfy.supported_models
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
+from torch import Tensor
+from zerocon_pack.training.common import reset_weights
 
 COMMON = dict(
     image_size=32, in_channels=4, out_channels=4, use_spatial_transformer=True, use_temporal_attention=False, legacy=False,
@@ -56,6 +57,7 @@ class Shape:
         device = comfy.model_management.get_torch_device()
         model = base(config, model_type=comfy.model_base.ModelType.EPS, device=device)
         reset_weights(model.diffusion_model, seed=0)
+        model.diffusion_model.requires_grad_(False)  # gradients in the input alone
         patcher = ModelPatcher(model, load_device=device, offload_device=device)
         comfy.model_management.load_models_gpu([patcher])
         return patcher
@@ -84,16 +86,6 @@ class Passes:
         """Denoised (B, C, H, W) at one noise level; `options` are transformer options."""
         vectors = {"y": x.new_zeros(len(x), self.adm)} if self.adm else {}
         return self.base.apply_model(x, sigma.repeat(len(x)), c_crossattn=context, transformer_options=options, **vectors)
-
-
-def reset_weights(model: nn.Module, seed: int) -> None:
-    """Initialise as torch would, for gradients in the input alone; the host's layers leave their weights undefined."""
-    torch.manual_seed(seed)
-    for module in model.modules():
-        for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
-            if isinstance(module, kind):
-                kind.reset_parameters(module)
-    model.requires_grad_(False)
 
 
 def meta_unet(family: str, dtype: torch.dtype) -> UNetModel:

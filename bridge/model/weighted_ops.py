@@ -99,46 +99,55 @@ class Conv2dOp(torch.autograd.Function):
             return x_gradient, None
 
 
-class GroupNormOp(torch.autograd.Function):
+class NormOp(torch.autograd.Function):
+    """A norm of groups or of layers, which keeps its input and the statistics, and no weight."""
+
     @staticmethod
     def forward(ctx, x: Tensor, op: Operation) -> Tensor:
-        norm, x = op.module, x.contiguous()
-        samples, channels = x.shape[:2]
-        ctx.sizes = samples, channels, x.numel() // (samples * channels), norm.num_groups
-        ctx.op, ctx.hooks = op, op.hooks()
-        with host_weights(norm, x) as (weight, bias):
-            y, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, *ctx.sizes, norm.eps)
+        ctx.op, ctx.hooks, x = op, op.hooks(), x.contiguous()
+        normalise = group_norm if isinstance(op.module, nn.GroupNorm) else layer_norm
+        with host_weights(op.module, x) as (weight, bias):
+            y, mean, rstd = normalise(op.module, x, weight, bias)
         ctx.save_for_backward(x, mean, rstd)
         return y
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        x, mean, rstd = ctx.saved_tensors
+        norm = ctx.op.module
+        backward = group_norm_backward if isinstance(norm, nn.GroupNorm) else layer_norm_backward
         with ctx.op.weights_of(ctx.hooks, gradient) as (weight, _):
-            x_gradient, _, _ = torch.ops.aten.native_group_norm_backward(
-                gradient.contiguous(), x, mean, rstd, weight, *ctx.sizes, (True, False, False)
-            )
-            return x_gradient, None
+            return backward(norm, gradient.contiguous(), *ctx.saved_tensors, weight), None
 
 
-class LayerNormOp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, op: Operation) -> Tensor:
-        norm = op.module
-        ctx.op, ctx.hooks = op, op.hooks()
-        with host_weights(norm, x) as (weight, bias):
-            y, mean, rstd = torch.ops.aten.native_layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
-        ctx.save_for_backward(x, mean, rstd)
-        return y
+Normalised = tuple[Tensor, Tensor, Tensor]
+"""What a norm gives: the result, the mean, and one by the deviation."""
 
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        x, mean, rstd = ctx.saved_tensors
-        with ctx.op.weights_of(ctx.hooks, gradient) as (weight, _):
-            x_gradient, _, _ = torch.ops.aten.native_layer_norm_backward(
-                gradient, x, ctx.op.module.normalized_shape, mean, rstd, weight, None, (True, False, False)
-            )
-            return x_gradient, None
+OF_INPUT = (True, False, False)
+"""Which gradients of input, weight and bias are asked for."""
+
+
+def group_norm(norm: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor | None) -> Normalised:
+    return torch.ops.aten.native_group_norm(x, weight, bias, *group_sizes(norm, x), norm.eps)
+
+
+def group_norm_backward(norm: nn.GroupNorm, gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor) -> Tensor:
+    sizes = group_sizes(norm, x)
+    return torch.ops.aten.native_group_norm_backward(gradient, x, mean, rstd, weight, *sizes, OF_INPUT)[0]
+
+
+def group_sizes(norm: nn.GroupNorm, x: Tensor) -> tuple[int, int, int, int]:
+    """Samples, channels, places and groups, as PyTorch's group norm takes them."""
+    samples, channels = x.shape[:2]
+    return samples, channels, x.numel() // (samples * channels), norm.num_groups
+
+
+def layer_norm(norm: nn.LayerNorm, x: Tensor, weight: Tensor, bias: Tensor | None) -> Normalised:
+    return torch.ops.aten.native_layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def layer_norm_backward(norm: nn.LayerNorm, gradient: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor) -> Tensor:
+    shape = norm.normalized_shape
+    return torch.ops.aten.native_layer_norm_backward(gradient, x, shape, mean, rstd, weight, None, OF_INPUT)[0]
 
 
 class RepeatedOp(torch.autograd.Function):
@@ -182,7 +191,7 @@ HOST_OPS = (comfy.ops.disable_weight_init, comfy.ops.manual_cast)
 NATIVE = {
     getattr(ops, name): function
     for ops in HOST_OPS
-    for name, function in (("Linear", LinearOp), ("Conv2d", Conv2dOp), ("GroupNorm", GroupNormOp), ("LayerNorm", LayerNormOp))
+    for name, function in (("Linear", LinearOp), ("Conv2d", Conv2dOp), ("GroupNorm", NormOp), ("LayerNorm", NormOp))
 } | {comfy.ops.fp8_ops.Linear: LinearOp}
 """The host's own layers, whose input gradient is a product with the weight that the host gives."""
 

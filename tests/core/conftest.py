@@ -27,3 +27,19 @@ def what(request) -> str:
 def folder(saved, what, tmp_path) -> Path:
     """A copy of one that a test may spoil."""
     return shutil.copytree(saved[what], tmp_path / "network")
+
+
+@pytest.fixture(scope="module")
+def squeeze(tmp_path_factory) -> Path:
+    """A file as torchvision writes SqueezeNet's, for LPIPS."""
+    from tiny_networks import save_lpips_trunk
+
+    return save_lpips_trunk(tmp_path_factory.mktemp("lpips") / "squeezenet1_1-b8a52dc0.pth", "squeezenet1_1")
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory) -> Path:
+    """A file as pytorch-fid publishes it."""
+    from tiny_networks import save_inception
+
+    return save_inception(tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth")

@@ -38,7 +38,7 @@ ROOMS = {
     "benchmarks": (),
     "benchmarks.toy": (DOOR, "zerocon_core", "bridge"),
     "benchmarks.quality": (*RUNS, "zerocon_core", "bridge", "benchmarks.toy"),
-    "benchmarks.speed": (*RUNS, DOOR, "zerocon_core", "bridge"),
+    "benchmarks.speed": (*RUNS, DOOR, "zerocon_core", "bridge", "training"),
     "benchmarks.piebench": (*RUNS, "zerocon_core", "tools"),
     "dev": ("tools", "benchmarks.piebench"),
 }

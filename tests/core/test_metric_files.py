@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_networks import save_inception, save_lpips_trunk
 from torch import Tensor
 
 from zerocon_core.metrics.networks import load_inception, load_lpips
@@ -14,16 +13,6 @@ from zerocon_core.metrics.networks import load_inception, load_lpips
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(scope="module")
-def squeeze(tmp_path_factory):
-    return save_lpips_trunk(tmp_path_factory.mktemp("lpips") / "squeezenet1_1-b8a52dc0.pth", "squeezenet1_1")
-
-
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory):
-    return save_inception(tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_networks import save_clip, save_dino, save_inception, save_lpips_trunk
+from tiny_networks import save_clip, save_dino, save_lpips_trunk
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
@@ -42,16 +42,6 @@ def dino_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
     return save_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def squeeze(tmp_path_factory):
-    return save_lpips_trunk(tmp_path_factory.mktemp("lpips") / "squeezenet1_1-b8a52dc0.pth", "squeezenet1_1")
-
-
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory):
-    return save_inception(tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth")
 
 
 def nothing() -> None:
