@@ -91,7 +91,7 @@ class Float64:
         maps, features = self.shown(latent.double(), sigma, SOURCE)
         x = x.double().clone().requires_grad_(True)
         edited_maps, edited_features = self.shown(x, sigma, EDITED)
-        xa = sum((m - r).square().sum() / len(m) for m, r in zip(edited_maps, maps, strict=True))
+        xa = sum((m - r).square().sum() / (2 * len(m)) for m, r in zip(edited_maps, maps, strict=True))
         terms = [
             F.cross_entropy(r.detach() @ e.T / 0.07, torch.arange(len(e))) for e, r in zip(edited_features, features, strict=True)
         ]

@@ -69,8 +69,8 @@ def test_hooks_change_nothing_elsewhere():
 def float64_step(family, latent, x, sigma, sigma_next, timestep, lambda_xa, cfg):
     """pix2pix-zero's step as its paper writes it: x_t in variance-preserving form, float64, plain autograd.
 
-    L_xa = sum over attn2 layers of mean_heads sum_pixels,tokens (M - M_ref)^2; x_t <- x_t - lambda grad L_xa of the conditional
-    branch; eps at the new x_t under CFG; DDIM step. `latent` is the reference at this noise level.
+    L_xa = sum over attn2 layers of the mean over the heads of both branches of sum_pixels,tokens (M - M_ref)^2, as the published
+    code has it; x_t <- x_t - lambda grad L_xa of the conditional branch; eps at the new x_t under CFG; DDIM step. `latent` is the reference at this noise level.
     """
     unet = tiny_unet(family=family).model.diffusion_model.double()
     unet.dtype = torch.float64
@@ -97,7 +97,7 @@ def float64_step(family, latent, x, sigma, sigma_next, timestep, lambda_xa, cfg)
         x_t = (x.double() * alpha.sqrt()).requires_grad_(True)
         eps(x_t, EDITED)
         loss = sum(
-            (m[:, head] - r[:, head]).square().sum() / m.shape[1]
+            (m[:, head] - r[:, head]).square().sum() / (2 * m.shape[1])
             for m, r in zip(maps, reference, strict=True)
             for head in range(m.shape[1])
         )

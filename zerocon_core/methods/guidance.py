@@ -57,7 +57,10 @@ class GuidedStep(NamedTuple):
 
 
 def cross_attention_loss(maps: Sequence[tuple[Tensor, Tensor]], free: Tensor | None = None) -> Tensor:
-    """L_xa of pix2pix-zero (eq. 5): sum over layers, mean over heads, sum over pixels and tokens of (M - M_ref)^2.
+    """L_xa of pix2pix-zero (eq. 5) on the scale of its published code.
+
+    Sum over layers, mean over heads, sum over pixels and tokens of (M - M_ref)^2. The published mean runs over the heads of both
+    branches of CFG, of which one shows the edit, so it is half of that over the heads of the edit.
 
     `maps` are pairs (M, M_ref), each map (B, heads, h, w, tokens). `free` (B, H, W), a mask of any size, leaves out the pixels
     that it covers by half or more (ours). Returns one value a sample (B,).
@@ -65,7 +68,7 @@ def cross_attention_loss(maps: Sequence[tuple[Tensor, Tensor]], free: Tensor | N
     losses = []
     for m, reference in maps:
         # Unlike the square of a difference, this keeps for its gradient nothing that is not kept anyway.
-        distances = F.mse_loss(m, reference, reduction="none").sum(-1).mean(1)
+        distances = F.mse_loss(m, reference, reduction="none").sum(-1).mean(1) / 2
         if free is not None:
             height, width = distances.shape[-2:]
             distances = distances * (coverage(free, (height, width)) < 0.5)
