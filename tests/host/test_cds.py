@@ -315,7 +315,7 @@ def graph(**changes) -> dict:
         "cds": ("ZeroConCDSOptimize", dict(
             model=["model", 0], image_latent=["latent", 0], source=["source", 0], target=["target", 0], negative=["negative", 0],
             cfg=3.0, steps=3, step_size=0.3, step_rule="fixed", w_dds=1.0, w_cut=3.0, temperature=0.07, patches=256,
-            patch_sizes="1, 2", contrast="cds", min_timestep=50, max_timestep=948, timestep_order="random", ids_steps=0,
+            patch_sizes="1, 2", contrast="cds", min_timestep=0.05, max_timestep=0.948, timestep_order="random", ids_steps=0,
             checkpointing=False, seed=0)),
         "result": ("TestCapture", dict(value=["cds", 0])),
         "loss": ("TestCapture", dict(value=["cds", 1])),
@@ -450,7 +450,7 @@ def test_lists_of_images_are_taken_item_by_item(run_graph, run_lists, values):
 
 REFUSALS = {
     "same prompts": (dict(target={"key": "source"}), {}, ["same prompt"]),
-    "no timesteps": (dict(cds={"min_timestep": 500, "max_timestep": 499}), {}, ["empty", "500 to 499"]),
+    "no timesteps": (dict(cds={"min_timestep": 0.5, "max_timestep": 0.499}), {}, ["empty", "0.5 to 0.499"]),
     "patch sizes": (dict(cds={"patch_sizes": "0"}), {}, ["patch_sizes"]),
     "batch": (dict(), {"target": [[randn(2, 77, 64), {}]]}, ["target", "batch of 2", "latent of 1"]),
     "video": (dict(), {"latent": {"samples": randn(1, 4, 2, 8, 8)}}, ["image latents"]),

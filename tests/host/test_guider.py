@@ -70,7 +70,8 @@ def float64_step(family, latent, x, sigma, sigma_next, timestep, lambda_xa, cfg)
     """pix2pix-zero's step as its paper writes it: x_t in variance-preserving form, float64, plain autograd.
 
     L_xa = sum over attn2 layers of the mean over the heads of both branches of sum_pixels,tokens (M - M_ref)^2, as the published
-    code has it; x_t <- x_t - lambda grad L_xa of the conditional branch; eps at the new x_t under CFG; DDIM step. `latent` is the reference at this noise level.
+    code has it; x_t <- x_t - lambda grad L_xa of the conditional branch; eps at the new x_t under CFG; DDIM step. `latent` is the
+    reference at this noise level.
     """
     unet = tiny_unet(family=family).model.diffusion_model.double()
     unet.dtype = torch.float64
