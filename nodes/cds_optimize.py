@@ -1,6 +1,7 @@
 import torch
 from comfy_api.latest import io
 
+from ..bridge.curves import loss_curve
 from ..bridge.loops.cds import CDSSettings, mask_for, optimize
 from ..bridge.model.attention import hooked_layers
 from ..bridge.model.facts import decoder_self_attention
@@ -119,14 +120,14 @@ class CDSOptimize(io.ComfyNode):
         mask = mask_for(samples, masks)
         if mask is not None and not mask.any():
             warn(cls, "the mask is 0 everywhere, so nothing was edited")
-            return io.NodeOutput([image_latent] * len(target), [{"loss": [0.0] * steps}] * len(target))
+            return io.NodeOutput([image_latent] * len(target), [loss_curve([0.0])] * len(target))
 
         if step_rule == "authors":
             step_size *= authors_step_size(*samples.shape[-2:]) / PAPER_STEP_SIZE
         timesteps = draw_timesteps(steps, first, last, timestep_order, torch.Generator().manual_seed(seed))
         settings = CDSSettings(timesteps, layers, weights, cfg, step_size, ids_steps, checkpointing, seed)
         edited, losses = optimize(model, samples, source, target, negative, settings, mask)
-        return io.NodeOutput([image_latent | {"samples": z} for z in edited], [{"loss": values} for values in losses])
+        return io.NodeOutput([image_latent | {"samples": z} for z in edited], [loss_curve(values) for values in losses])
 
 
 def check(model, samples: torch.Tensor, source: list, targets: list[list], negative: list) -> None:

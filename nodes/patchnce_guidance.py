@@ -49,7 +49,8 @@ class PatchNCEGuidance(io.ComfyNode):
                 io.Combo.Input(
                     "weighting", options=["relative", "absolute"], default="relative",
                     tooltip="relative: lambda_cut is the length of the contrastive move as a share of the cross-attention "
-                    "move, the same on every model. absolute: it is the factor on the loss.",
+                    "move, measured at the first guided step of the run: the same on every model. absolute: it is the factor on "
+                    "the loss.",
                 ),
                 *patchnce_inputs(),
                 io.Float.Input(

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...zerocon_core.methods.cds import TIMESTEPS, CDSWeights, Gradient, Score, Scorer, cds_optimize, refine_noise
 from ...zerocon_core.noising import Denoiser
 from ..model.attention import Capture, capture_options
+from ..model.comparison import check_comparable
 from ..model.facts import HookedLayers
 from ..model.noising import levels_at
 from .hosted import Run, guider_of, run_hosted
@@ -175,8 +176,12 @@ def optimize(
         return edit(run, names, settings, score)
 
     sigmas = levels_at(model, (settings.timesteps.double() / (TIMESTEPS - 1)).tolist())
+    guider = guider_of(model, settings.cfg, source=source, negative=negative, **dict(zip(names, targets, strict=True)))
+    for name in names if settings.weights.w_cut else ():
+        conds = guider.original_conds["source"], guider.original_conds[name]
+        check_comparable(model, settings.compared, latent_image.shape[-2:], sigmas.unique().tolist(), *conds)
     edited, losses = run_hosted(
-        guider_of(model, settings.cfg, source=source, negative=negative, **dict(zip(names, targets, strict=True))),
+        guider,
         loop,
         latent_image,
         sigmas,

@@ -131,7 +131,7 @@ def blurred(values: Map, sigma: float) -> Map:
 
 
 def binary_mask(values: Map, threshold: float, clamp: float = math.inf) -> list[list[int]]:
-    """1[(D - min D) / (max D - min D) > threshold], with D cut at clamp times its mean first (DiffEdit)."""
+    """1[(D - min D) / (max D - min D) > threshold], with D cut at clamp times its mean first (diffusers' DiffEdit)."""
     flat = [value for row in values for value in row]
     ceiling = clamp * sum(flat) / len(flat)
     cut = [[min(value, ceiling) for value in row] for row in values]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_cds import graph as cds_graph
+from graphs import cds_graph
 from test_nodes import VALUE, WordClip
 from test_nodes import graph as pipeline
 from tiny import conditioning, counted, randn, relative_error, tiny_unet

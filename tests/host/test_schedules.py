@@ -6,14 +6,15 @@ import pytest
 import torch
 from comfy.model_base import ModelType
 from comfy.patcher_extension import WrappersMP
-from test_cds import graph as cds_graph
-from test_finetune import tiny_adapters, tiny_training
+from graphs import cds_graph
 from test_nodes import WordClip
 from test_nodes import graph as pipeline
-from tiny import FAMILIES, conditioning, randn, tiny_unet
+from tiny import FAMILIES, WIDTH, conditioning, randn, tiny_unet
 from zerocon_pack.bridge.loops.differences import noise_level
-from zerocon_pack.bridge.loops.training import train
+from zerocon_pack.bridge.loops.training import Training, train
+from zerocon_pack.bridge.model.adapters import new_adapters
 from zerocon_pack.zerocon_core.methods.cds import draw_timesteps, timestep_range
+from zerocon_pack.zerocon_core.methods.finetune import Example, Objective
 
 CONTINUOUS = [ModelType.EDM, ModelType.V_PREDICTION_EDM, ModelType.V_PREDICTION_CONTINUOUS]
 
@@ -99,7 +100,11 @@ def test_guidance_runs_on_a_continuous_schedule(run_graph, continuous):
 
 def test_training_draws_from_a_continuous_schedule(continuous):
     model, levels = seen(continuous)
+    prompts = ("caption", "first", "second")
+    example = Example(randn(1, 4, 8, 8), prompts[0], prompts[1:], torch.tensor([0.5]))
+    embeddings = {prompt: (randn(1, 7, WIDTH, seed=seed), None) for seed, prompt in enumerate(prompts)}
+    training = Training([[example]] * 3, embeddings, Objective(), 0.01, 1, seed=0, checkpointing=False)
     with torch.inference_mode():
-        history = train(model, tiny_training(steps=3), tiny_adapters(model), report=lambda line: None)
+        history = train(model, training, new_adapters(model, 2, seed=0), report=lambda line: None)
     assert len(history) == 3 and all(math.isfinite(step.total) for step in history)
     assert all(-1e-4 < share(model, level) < 1 + 1e-4 for level in levels) and max(levels) > 2 * min(levels)
