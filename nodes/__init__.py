@@ -3,6 +3,7 @@
 from .attention_hooked_unet import AttentionHookedUNet
 from .attention_map_preview import AttentionMapPreview
 from .auto_caption import AutoCaption
+from .caption_encode import CaptionEncode
 from .cds_optimize import CDSOptimize
 from .ddim_invert import DDIMInvert
 from .edit_direction import EditDirection, LoadEditDirection, SaveEditDirection
@@ -16,6 +17,7 @@ from .toy_world import ToyScene, ToyTrainingSet, ToyWorld
 
 NODES = [
     AutoCaption,
+    CaptionEncode,
     EditDirection,
     SaveEditDirection,
     LoadEditDirection,

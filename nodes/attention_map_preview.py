@@ -1,3 +1,4 @@
+import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
@@ -6,7 +7,7 @@ from ..bridge.model.attention import hooked_layers
 from ..bridge.model.conditioning import prompt_tokens
 from ..bridge.model.facts import HookedLayers, all_cross_attention, pixels_per_position
 from ..zerocon_core.drawing import heat_grids
-from ..zerocon_core.language.text import SEPARATOR, listed
+from ..zerocon_core.language.text import SEPARATOR, lines, listed
 from ..zerocon_core.language.tokens import Token
 from ..zerocon_core.maps.words import Word, find_words, heat_of_words, name_tokens, normalize, resize
 from .shared.checks import check_conditionings, check_latent
@@ -35,7 +36,8 @@ class AttentionMapPreview(io.ComfyNode):
                 io.Conditioning.Input("conditioning", tooltip="The prompt to look at."),
                 io.String.Input(
                     "prompt", default="",
-                    tooltip="The words of the conditioning. Needed, with the CLIP, to know which token is which word.",
+                    tooltip="The words of the conditioning, a line each where every image has its own. Needed, with the CLIP, to "
+                    "know which token is which word.",
                 ),
                 io.String.Input(
                     "words", default="",
@@ -79,16 +81,20 @@ class AttentionMapPreview(io.ComfyNode):
         layers = hooked_layers(model) or all_cross_attention(model.get_model_object("diffusion_model"))
         check(model, samples, layers, image)
         check_conditionings(model, samples, given=conditioning)
-        prompted = prompt_tokens(clip, prompt) if clip is not None and prompt.strip() else []
-        asked = [*words_of(prompted, words, clip), *name_tokens(parse_numbers(tokens), prompted)]
+        prompts = prompts_of(prompt, conditioning, words, tokens) if clip is not None and prompt.strip() else []
+        prompted = [prompt_tokens(clip, text) for text in prompts] or [[]]
+        prompted *= len(samples) // len(prompted)
+        asked = [[*words_of(own, words, clip), *name_tokens(parse_numbers(tokens), own)] for own in prompted]
         maps = attention_maps(model, samples, conditioning, layers, strength, seed)
-        check_positions(asked, prompted, maps.shape[1])
-
-        shown = asked or name_tokens([token.position for token in prompted] or range(maps.shape[1]), prompted)
-        heat, shares = heat_of_words(maps, shown)
-        heat = normalize(heat)
+        labels, heat = [], []
+        for one, own, chosen in zip(maps.split(1), prompted, asked, strict=True):
+            check_positions(chosen, own, maps.shape[1])
+            shown = chosen or name_tokens([token.position for token in own] or range(maps.shape[1]), own)
+            found, [shares] = heat_of_words(one, shown)
+            heat.append(normalize(found))
+            labels.append([f"{word.name}  {share:.1%}" for word, share in zip(shown, shares.tolist(), strict=True)])
+        heat = torch.cat(heat)
         size = [side * pixels_per_position(model) for side in samples.shape[-2:]] if image is None else image.shape[1:3]
-        labels = [[f"{word.name}  {share:.1%}" for word, share in zip(shown, row, strict=True)] for row in shares.tolist()]
         picture = heat_grids(heat, labels, size, image, opacity)
         return io.NodeOutput(picture, resize(heat, size).flatten(0, 1), ui=ui.PreviewImage(picture))
 
@@ -108,6 +114,20 @@ def check(model, samples: Tensor, layers: HookedLayers, image: Tensor | None) ->
             f"the image is {count} of {width}x{height}, the latent {len(samples)} of {columns}x{rows}; connect the image that "
             "the latent was encoded from"
         )
+
+
+def prompts_of(prompt: str, conditioning: list, words: str, tokens: str) -> list[str]:
+    """The text of the conditioning: one for all images or, where each has its own, a line each."""
+    count = max(len(embeddings) for embeddings, _ in conditioning)
+    if count == 1:
+        return [prompt]
+    if len(lines(prompt)) != count:
+        raise ValueError(
+            f"prompt has {len(lines(prompt))} lines and the conditioning a prompt for each of {count} images; write as many"
+        )
+    if not (words.strip() or tokens.strip()):
+        raise ValueError("each image has a prompt of its own; write into words or tokens what to show of all of them")
+    return lines(prompt)
 
 
 def words_of(prompted: list[Token], words: str, clip) -> list[Word]:

@@ -2,6 +2,7 @@ from comfy_api.latest import io
 
 from ..bridge.files.networks import captioner_names
 from ..bridge.networks.captioner import caption
+from ..bridge.status import say
 from .shared.checks import check_images
 from .shared.refusals import refusing
 from .shared.schema import search_aliases
@@ -17,6 +18,7 @@ class AutoCaption(io.ComfyNode):
             **search_aliases("blip", "image to text", "describe image"),
             description="Describes images in words, one caption an image.",
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("image", tooltip="One image or a batch."),
                 io.Combo.Input(
@@ -30,7 +32,9 @@ class AutoCaption(io.ComfyNode):
             ],
             outputs=[
                 io.String.Output(
-                    "caption", display_name="caption", is_output_list=True, tooltip="One caption an image of the batch."
+                    "caption", display_name="caption",
+                    tooltip="One caption an image of the batch, a line each: for Edit Direction or Caption Encode, which give "
+                    "each image its own.",
                 )
             ],
         )  # fmt: skip
@@ -39,5 +43,12 @@ class AutoCaption(io.ComfyNode):
     @refusing
     def execute(cls, image, captioner, prefix) -> io.NodeOutput:
         check_images("the image", image)
-        captions = caption(image, captioner, prefix)
-        return io.NodeOutput(captions, ui={"text": captions})
+        captions = [" ".join(text.split()) for text in caption(image, captioner, prefix)]
+        if len(captions) > 1:
+            if not all(captions):
+                raise ValueError(
+                    f"the captioner found no words for image {captions.index('') + 1} of {len(captions)}; choose another, or "
+                    "write the captions by hand, a line an image"
+                )
+            say(cls.hidden.unique_id, f"{len(captions)} captions, a line each: for Edit Direction or Caption Encode")
+        return io.NodeOutput("\n".join(captions), ui={"text": captions})

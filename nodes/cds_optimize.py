@@ -1,11 +1,12 @@
 import torch
 from comfy_api.latest import io
 
+from ..bridge.curves import loss_curve
 from ..bridge.loops.cds import CDSSettings, mask_for, optimize
 from ..bridge.model.attention import hooked_layers
 from ..bridge.model.facts import decoder_self_attention
 from ..bridge.model.noising import is_flow
-from ..zerocon_core.methods.cds import PAPER_STEP_SIZE, CDSWeights, authors_step_size, draw_timesteps
+from ..zerocon_core.methods.cds import PAPER_STEP_SIZE, CDSWeights, authors_step_size, draw_timesteps, timestep_range
 from ..zerocon_core.methods.patchnce import PatchNCE
 from .shared.checks import check_conditionings, check_latent, check_mask, item_by_item, same_text
 from .shared.inputs import checkpointing_input, parse_sizes, patchnce_inputs
@@ -59,12 +60,14 @@ class CDSOptimize(io.ComfyNode):
                     tooltip="Weight of staying like the source, patch by patch (CDS: 3). 0 is DDS, and faster.",
                 ),
                 *patchnce_inputs(),
-                io.Int.Input(
-                    "min_timestep", default=50, min=0, max=999, tooltip="Least noise of an iteration (papers: 50)."
+                io.Float.Input(
+                    "min_timestep", default=0.05, min=0.0, max=1.0, step=0.01, round=0.001,
+                    tooltip="Least noise of an iteration, as a share of the schedule (papers: timestep 50 of 1000).",
                 ),
-                io.Int.Input(
-                    "max_timestep", default=948, min=0, max=999,
-                    tooltip="Most noise of an iteration (papers: 948). Less keeps more of the layout.",
+                io.Float.Input(
+                    "max_timestep", default=0.948, min=0.0, max=1.0, step=0.01, round=0.001,
+                    tooltip="Most noise of an iteration, as a share of the schedule (papers: timestep 948 of 1000). Less keeps "
+                    "more of the layout.",
                 ),
                 io.Combo.Input(
                     "timestep_order", options=["random", "descending"], default="random",
@@ -102,7 +105,8 @@ class CDSOptimize(io.ComfyNode):
         patch_sizes, contrast, min_timestep, max_timestep, timestep_order, ids_steps, checkpointing, seed, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
         samples = image_latent["samples"]
-        check(model, samples, source, target, negative, min_timestep, max_timestep)
+        check(model, samples, source, target, negative)
+        first, last = timestep_range(min_timestep, max_timestep)
         weights = CDSWeights(w_dds, w_cut, PatchNCE(temperature, patches, parse_sizes(patch_sizes), contrast))
         layers = hooked_layers(model) or decoder_self_attention(model.get_model_object("diffusion_model"))
         if w_cut and not layers.self_attention:
@@ -110,27 +114,26 @@ class CDSOptimize(io.ComfyNode):
                 f"w_cut is {w_cut:g}, but no self-attention layer of {type(model.model).__name__} is read; choose layers in "
                 "Attention Hooked U-Net, use an SD1.x, SD2.x or SDXL model, or set w_cut to 0"
             )
-        if mask is not None:
-            check_mask(mask)
-        mask = mask_for(samples, [m for m in (mask, image_latent.get("noise_mask")) if m is not None])
+        masks = [m for m in (mask, image_latent.get("noise_mask")) if m is not None]
+        for given in masks:
+            check_mask(given, len(samples))
+        mask = mask_for(samples, masks)
         if mask is not None and not mask.any():
             warn(cls, "the mask is 0 everywhere, so nothing was edited")
-            return io.NodeOutput([image_latent] * len(target), [{"loss": [0.0] * steps}] * len(target))
+            return io.NodeOutput([image_latent] * len(target), [loss_curve([0.0])] * len(target))
 
         if step_rule == "authors":
             step_size *= authors_step_size(*samples.shape[-2:]) / PAPER_STEP_SIZE
-        timesteps = draw_timesteps(steps, min_timestep, max_timestep, timestep_order, torch.Generator().manual_seed(seed))
+        timesteps = draw_timesteps(steps, first, last, timestep_order, torch.Generator().manual_seed(seed))
         settings = CDSSettings(timesteps, layers, weights, cfg, step_size, ids_steps, checkpointing, seed)
         edited, losses = optimize(model, samples, source, target, negative, settings, mask)
-        return io.NodeOutput([image_latent | {"samples": z} for z in edited], [{"loss": values} for values in losses])
+        return io.NodeOutput([image_latent | {"samples": z} for z in edited], [loss_curve(values) for values in losses])
 
 
-def check(model, samples: torch.Tensor, source: list, targets: list[list], negative: list, low: int, high: int) -> None:
+def check(model, samples: torch.Tensor, source: list, targets: list[list], negative: list) -> None:
     if is_flow(model):
         raise ValueError("this is a flow model; it needs a model that predicts eps or v, such as SD1.x, SD2.x or SDXL")
     check_latent(samples, model)
-    if low > high:
-        raise ValueError(f"the range of timesteps is empty, {low} to {high}; min_timestep must not be above max_timestep")
     for target in targets:
         check_conditionings(model, samples, source=source, negative=negative, target=target)
     if any(same_text(source, target) for target in targets):

@@ -1,9 +1,10 @@
 from comfy_api.latest import io
 
 from ..bridge.files.directions import direction_names, load_direction, save_direction
-from ..bridge.model.conditioning import SentenceEncoder, encode_caption, shift_conditioning
-from ..zerocon_core.language.directions import TEMPLATES, edit_direction, paired_sentences, phrases
-from ..zerocon_core.language.text import find_phrase
+from ..bridge.model.conditioning import SentenceEncoder, encode_captions, shift_conditioning
+from ..bridge.status import say
+from ..zerocon_core.language.directions import TEMPLATES, edit_directions, paired_sentences, phrases
+from ..zerocon_core.language.text import find_phrase, lines
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 from .shared.types import Direction
@@ -21,7 +22,11 @@ class EditDirection(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model that edits."),
-                io.String.Input("caption", multiline=True, tooltip="What the source image shows, by hand or from Auto Caption."),
+                io.String.Input(
+                    "caption", multiline=True,
+                    tooltip="What the source image shows, by hand or from Auto Caption. For a "
+                    "batch of images a line each.",
+                ),
                 io.String.Input("edit_from", tooltip='What shall change, such as "a cat". Empty: the whole caption.'),
                 io.String.Input(
                     "edit_to",
@@ -56,19 +61,25 @@ class EditDirection(io.ComfyNode):
     @classmethod
     @refusing
     def execute(cls, clip, caption, edit_from, edit_to, bank, strength, direction=None) -> io.NodeOutput:
-        if not caption.strip():
+        captions = lines(caption)
+        if not captions:
             raise ValueError("the caption is empty; connect Auto Caption or write what the image shows")
+        if len(captions) > 1:
+            say(cls.hidden.unique_id, f"{len(captions)} captions, for as many images in one batch")
         encoder = SentenceEncoder(clip)
         if direction is None:
-            source_phrase, target_phrase = phrases(caption, edit_from, edit_to)
-            pairs = paired_sentences(source_phrase, target_phrase, bank.splitlines() if bank.strip() else TEMPLATES)
-            encoder.expect(sum(map(len, pairs)))
-            direction = edit_direction(encoder, *pairs)
-            if edit_from.strip() and find_phrase(caption, edit_from.strip()) is None:
-                warn(cls, f'the caption "{caption}" does not contain "{edit_from}"; the edit may miss what it is meant for')
-        if not direction.tokens.any():
+            sentences = bank.splitlines() if bank.strip() else TEMPLATES
+            banks = [paired_sentences(*phrases(caption, edit_from, edit_to), sentences) for caption in captions]
+            if all(bank == banks[0] for bank in banks):
+                banks = banks[:1]
+            encoder.expect(sum(len(side) for bank in banks for side in bank))
+            direction = edit_directions(encoder, banks)
+            for caption in captions:
+                if edit_from.strip() and find_phrase(caption, edit_from.strip()) is None:
+                    warn(cls, f'the caption "{caption}" does not contain "{edit_from}"; the edit may miss what it is meant for')
+        if not direction.tokens.flatten(1).any(1).all():
             warn(cls, "the direction is zero, so nothing will change: the text encoder sees no difference between the phrases")
-        source = encode_caption(clip, caption)
+        source = encode_captions(clip, captions)
         edited = shift_conditioning(source, direction, strength)
         for text in encoder.cut:
             warn(cls, f'a sentence is longer than the text encoder reads; cut off: "{text}"')

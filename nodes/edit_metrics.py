@@ -7,6 +7,7 @@ from ..bridge.files.folders import OFF
 from ..bridge.files.networks import INCEPTION, LPIPS_TRUNKS, network_names
 from ..bridge.networks.metrics import Networks, fit_mask, measure
 from ..bridge.status import announce, say
+from ..zerocon_core.language.text import lines
 from ..zerocon_core.metrics.edits import Edits
 from .shared.checks import check_images, check_mask
 from .shared.refusals import refusing
@@ -116,7 +117,7 @@ def _size(images: Tensor) -> str:
 
 def _lines(name: str, text: str, count: int) -> list[str] | None:
     """A text an image; None for none at all."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) not in (0, 1, count):
-        raise ValueError(f"{name} has {len(lines)} lines for {count} images; write one for all or one an image")
-    return lines * (count // len(lines)) if lines else None
+    texts = lines(text)
+    if len(texts) not in (0, 1, count):
+        raise ValueError(f"{name} has {len(texts)} lines for {count} images; write one for all or one an image")
+    return texts * (count // len(texts)) if texts else None

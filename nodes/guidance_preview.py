@@ -1,10 +1,13 @@
 from comfy_api.latest import io, ui
 
+from ..bridge.curves import loss_curve
 from ..bridge.loops.guidance import ZeroConGuider
 from ..zerocon_core.drawing import Panel, plot
 from ..zerocon_core.methods.guidance import GuidedStep
-from .shared.refusals import refusing
+from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
+
+NOTHING = GuidedStep(sigma=0.0, xa=0.0, cut=0.0, weighted_xa=0.0, weighted_cut=0.0, move=0.0)
 
 
 class GuidancePreview(io.ComfyNode):
@@ -17,6 +20,7 @@ class GuidancePreview(io.ComfyNode):
             **search_aliases("loss curve", "guidance loss"),
             description="Shows what PatchNCE Guidance did while it sampled: both losses and the size of its moves, step by step.",
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Guider.Input("guider", tooltip="The guider of PatchNCE Guidance that the sampler has."),
                 io.Latent.Input(
@@ -41,11 +45,13 @@ class GuidancePreview(io.ComfyNode):
             raise ValueError(f"this is a {type(guider).__name__}; it needs the guider of PatchNCE Guidance")
         steps = guider.history(sampled["samples"])
         if not steps:
-            raise ValueError(
-                "no step was guided; raise lambda_xa or lambda_cut, or widen start_percent and end_percent, in PatchNCE Guidance"
+            warn(
+                cls,
+                "no step was guided; raise lambda_xa or lambda_cut, or widen start_percent and end_percent, in PatchNCE Guidance",
             )
+            steps = [NOTHING]
         curves = plot(panels(steps), [f"{step.sigma:.3g}" for step in steps], "sigma").unsqueeze(0)
-        return io.NodeOutput({"loss": [step.loss for step in steps]}, curves, ui=ui.PreviewImage(curves))
+        return io.NodeOutput(loss_curve([step.loss for step in steps]), curves, ui=ui.PreviewImage(curves))
 
 
 def panels(steps: list[GuidedStep]) -> list[Panel]:

@@ -49,7 +49,8 @@ class PatchNCEGuidance(io.ComfyNode):
                 io.Combo.Input(
                     "weighting", options=["relative", "absolute"], default="relative",
                     tooltip="relative: lambda_cut is the length of the contrastive move as a share of the cross-attention "
-                    "move, the same on every model. absolute: it is the factor on the loss.",
+                    "move, measured at the first guided step of the run: the same on every model. absolute: it is the factor on "
+                    "the loss.",
                 ),
                 *patchnce_inputs(),
                 io.Float.Input(
@@ -88,9 +89,9 @@ class PatchNCEGuidance(io.ComfyNode):
         patchnce = PatchNCE(temperature, patches, parse_sizes(patch_sizes), contrast)
         weights = GuidanceWeights(lambda_xa, lambda_cut, weighting == "relative", patchnce)
         check(hooked_model, source, edited, weights)
-        check_conditionings(hooked_model, None, source=source, edited=edited, negative=negative)
+        check_conditionings(hooked_model, trajectory.latents[0], source=source, edited=edited, negative=negative)
         if mask is not None:
-            check_mask(mask)
+            check_mask(mask, len(trajectory.latents[0]))
         if outside == "inverted" and mask is None:
             raise ValueError("outside is inverted, but there is no mask; connect one, such as that of Edit Mask")
         if outside == "inverted" and not mask.any():

@@ -17,7 +17,7 @@ from ..zerocon_core.language.prompts import (
     random_prompts,
     spread_prompts,
 )
-from ..zerocon_core.language.text import listed
+from ..zerocon_core.language.text import lines, listed
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 
@@ -101,6 +101,11 @@ class PromptAugment(io.ComfyNode):
         caption, word = caption.strip(), word.strip()
         if not caption:
             raise ValueError("the caption is empty; connect Auto Caption or write what the image shows")
+        if len(lines(caption)) > 1:
+            raise ValueError(
+                f"there are {len(lines(caption))} captions, a line each, and it takes one; put Rebatch Images with a batch_size "
+                "of 1 before Auto Caption, which takes image by image"
+            )
         if selection == SOFT and clip is None:
             raise ValueError("soft selection measures with a CLIP; connect that of your model, or choose random")
         encoder = None if clip is None else SentenceEncoder(clip)

@@ -10,7 +10,7 @@ from ..bridge.model.conditioning import SentenceEncoder
 from ..bridge.model.facts import transformer_layers
 from ..bridge.model.noising import is_flow
 from ..bridge.status import say
-from ..zerocon_core.language.text import listed
+from ..zerocon_core.language.text import lines, listed
 from ..zerocon_core.methods.finetune import Objective, Targets, draw_batches, word_variations
 from .shared.checks import single_but
 from .shared.refusals import refusing, warn
@@ -112,7 +112,8 @@ class SoftContrastiveTrain(io.ComfyNode):
         existing_lora=None,
     ) -> io.NodeOutput:  # fmt: skip
         check_model(model)
-        images, captions = model_latents(model, image_latents(latents)), caption_list(captions)
+        images = model_latents(model, image_latents(latents))
+        captions = caption_list(captions, len(images))
         if len(images) != len(captions):
             raise ValueError(
                 f"there are {len(images)} images and {len(captions)} captions; it needs one caption an image, in the same order"
@@ -168,13 +169,11 @@ def image_latents(latents: list[dict]) -> list[torch.Tensor]:
     return images
 
 
-def caption_list(texts: list[str]) -> list[str]:
-    """The items of a list, or the lines of a single text."""
-    return [" ".join(text.split()) for text in texts] if len(texts) > 1 else lines(texts[0])
-
-
-def lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def caption_list(texts: list[str], images: int) -> list[str]:
+    """The items of a list with one an image, or the lines of its texts, as Auto Caption gives them for batches."""
+    if len(texts) == images > 1:
+        return [" ".join(text.split()) for text in texts]
+    return [line for text in texts for line in lines(text)]
 
 
 def target_variations(captions: list[str], words: list[str], target_prompts: Sequence[str]) -> list[list[list[str]]]:

@@ -33,7 +33,7 @@ PICTURES = {
         "ZeroConGuidancePreview": [107, 109, 111],
         "ZeroConEditMetrics": [112],
     },
-    "cds_toy": {"ZeroConCDSOptimize": [14, 20]},
+    "cds_toy": {"ZeroConCaptionEncode": [6, 9], "ZeroConCDSOptimize": [14, 20]},
     "augment_and_mask_toy": {"ZeroConPromptAugment": [5], "ZeroConEditMask": [10, 25]},
     "attention_maps_toy": {"ZeroConAttentionMapPreview": [11]},
     "soft_cl_train_toy": {

@@ -26,7 +26,7 @@ def pairs(maps: Mapping[Hashable, Tensor], reference: Mapping[Hashable, Tensor])
     """
     if not maps or maps.keys() != reference.keys():
         raise ValueError(
-            f"the edit shows {len(maps)} attention maps and the reference {len(reference)}, not comparable; read the same layers "
-            "in both passes"
+            f"the edit shows {len(maps)} attention maps and the reference {len(reference)}, not comparable: the same layers must "
+            "run in both passes; remove from the model what skips passes or layers (a cache)"
         )
     return [(maps[layer], reference[layer]) for layer in maps]

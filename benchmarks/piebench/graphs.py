@@ -90,8 +90,8 @@ class Graph(dict):
         return self.add(
             "ZeroConCDSOptimize", model=self.model, image_latent=self.latent, source=self.source, target=self.target,
             negative=self.empty, cfg=self.settings.cfg, steps=self.settings.iterations, step_size=0.0488, step_rule="fixed",
-            w_dds=1.0, w_cut=w_cut, temperature=0.07, patches=256, patch_sizes="1, 2", contrast="cds", min_timestep=50,
-            max_timestep=948, timestep_order="random", ids_steps=0, checkpointing=False, seed=0,
+            w_dds=1.0, w_cut=w_cut, temperature=0.07, patches=256, patch_sizes="1, 2", contrast="cds", min_timestep=0.05,
+            max_timestep=0.948, timestep_order="random", ids_steps=0, checkpointing=False, seed=0,
         ), 0  # fmt: skip
 
     def dds(self) -> Link:

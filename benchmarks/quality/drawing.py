@@ -16,7 +16,7 @@ from ..toy.methods import Guided, Score
 from .report import front
 
 PICTURED = [
-    Guided(), Guided(0.1, reference="sampled"), Guided(0.1, 0.5), Guided(mask=0), Guided(0.1, 1.0, mask=0), Score(), Score(5.0),
+    Guided(), Guided(0.2, reference="sampled"), Guided(0.2, 0.5), Guided(mask=0), Guided(0.2, 1.0, mask=0), Score(), Score(5.0),
 ]  # fmt: skip
 
 

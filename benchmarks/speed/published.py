@@ -55,7 +55,7 @@ def pix2pix_zero_step(
     with torch.enable_grad():
         pair = x.repeat(2, 1, 1, 1).requires_grad_(True)
         denoise(pair, edited)
-        loss = sum((m - r).square().sum((2, 3)).mean(1).sum() for m, r in zip(maps, kept, strict=True))
+        loss = sum((m - r).square().sum((2, 3)).mean() for m, r in zip(maps, kept, strict=True))
         (gradient,) = torch.autograd.grad(loss, pair)
     maps.clear()
     pair = pair.detach() - LAMBDA_XA * (1 + sigma**2) * gradient

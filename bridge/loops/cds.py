@@ -13,10 +13,12 @@ from comfy.model_patcher import ModelPatcher
 from latent_preview import prepare_callback
 from torch import Tensor
 
-from ...zerocon_core.methods.cds import CDSWeights, Gradient, Score, Scorer, cds_optimize, refine_noise
+from ...zerocon_core.methods.cds import TIMESTEPS, CDSWeights, Gradient, Score, Scorer, cds_optimize, refine_noise
 from ...zerocon_core.noising import Denoiser
 from ..model.attention import Capture, capture_options
+from ..model.comparison import check_comparable
 from ..model.facts import HookedLayers
+from ..model.noising import levels_at
 from .hosted import Run, guider_of, run_hosted
 
 
@@ -101,6 +103,7 @@ class CDSSettings:
     """How to edit. One iteration a timestep."""
 
     timesteps: Tensor
+    """Of the papers' 1000; on any other schedule the same shares of it."""
     layers: HookedLayers
     """Whose self-attention is compared. Not read with a w_cut of 0."""
     weights: CDSWeights
@@ -172,9 +175,13 @@ def optimize(
         score = partial(scorer, run, layers=settings.compared, differentiable=bool(settings.weights.w_cut))
         return edit(run, names, settings, score)
 
-    sigmas = model.get_model_object("model_sampling").sigma(settings.timesteps)
+    sigmas = levels_at(model, (settings.timesteps.double() / (TIMESTEPS - 1)).tolist())
+    guider = guider_of(model, settings.cfg, source=source, negative=negative, **dict(zip(names, targets, strict=True)))
+    for name in names if settings.weights.w_cut else ():
+        conds = guider.original_conds["source"], guider.original_conds[name]
+        check_comparable(model, settings.compared, latent_image.shape[-2:], sigmas.unique().tolist(), *conds)
     edited, losses = run_hosted(
-        guider_of(model, settings.cfg, source=source, negative=negative, **dict(zip(names, targets, strict=True))),
+        guider,
         loop,
         latent_image,
         sigmas,

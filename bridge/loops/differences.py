@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...zerocon_core.maps.differences import average_difference, heat_map
+from ..model.noising import levels_at
 from .hosted import Run, guider_of, run_hosted
 
 PREVIEW_SIDE = 512
@@ -55,8 +56,7 @@ def prompt_differences(
 
 def noise_level(model: ModelPatcher, strength: float) -> Tensor:
     """The level that sampling with this denoising strength starts from, as a schedule of one level."""
-    sampling = model.get_model_object("model_sampling")
-    return torch.tensor([min(sampling.percent_to_sigma(1 - strength), float(sampling.sigma_max))])
+    return levels_at(model, [strength])
 
 
 def show(progress: comfy.utils.ProgressBar, draws: int, draw: int, differences: Tensor) -> None:

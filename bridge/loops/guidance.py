@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import comfy.k_diffusion.sampling
 import comfy.samplers
@@ -20,6 +21,7 @@ from ...zerocon_core.noising import before_euler_step, leading_to
 from ...zerocon_core.observation import Observation
 from ..model.attention import hooked_layers, observe
 from ..model.autograd import reserve_for_backward
+from ..model.comparison import check_comparable
 from ..model.facts import HookedLayers
 from ..model.noising import noising_of
 from .hosted import recording
@@ -37,6 +39,8 @@ class GuidedRun:
     sigmas: Tensor
     free: Tensor | None
     """(B, H, W): where the edit is free."""
+    continued: bool
+    """Whether it goes on with a guided run from the top of the trajectory, which another sampler began (SplitSigmas)."""
 
 
 class ZeroConGuider(comfy.samplers.CFGGuider):
@@ -125,6 +129,13 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
                 "the latent_image of the sampler is not the inverted one; connect the noise_latent and the trajectory outputs of "
                 "one DDIM Invert, to the sampler and to PatchNCE Guidance"
             )
+        if self.guides:
+            levels = sigmas[:-1].tolist()
+            if self.weights.measures_scale and self.continues(latent_image, levels[0]):
+                levels.insert(0, float(self.trajectory.sigmas[0]))
+            guided = [sigma for sigma in levels if self.in_window(sigma)]
+            source, edited = (self.original_conds[name] for name in ("source", "positive"))
+            check_comparable(self.model_patcher, self.layers, latent_image.shape[-2:], guided, source, edited)
         if self.guides and self.mask is not None and any(has_area(e) for c in self.original_conds.values() for e in c):
             raise ValueError(
                 "a mask does not work together with prompts that have an area of their own; leave the mask unconnected or the "
@@ -133,10 +144,18 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
 
     def starts_right(self, latent_image: Tensor, sigma: float) -> bool:
         """Whether a run from the top of the trajectory starts at what was inverted. Further down (SplitSigmas) it is an edit."""
-        if closest_level(self.trajectory.sigmas[:1], sigma) is None:
-            return True
-        start, inverted = self.model_patcher.model.process_latent_in(latent_image).cpu(), self.trajectory.latents[0]
+        return closest_level(self.trajectory.sigmas[:1], sigma) is None or self.is_source(latent_image, sigma)
+
+    def is_source(self, latent_image: Tensor, sigma: float) -> bool:
+        """Whether a latent is the inverted source at a noise level."""
+        start, inverted = self.model_patcher.model.process_latent_in(latent_image).cpu(), self.source_at(sigma)
         return bool((start - inverted).norm() <= 1e-2 * inverted.norm())
+
+    def continues(self, latent_image: Tensor, sigma: float) -> bool:
+        """Whether a run from `sigma` on goes on with one that was guided from the top of the trajectory."""
+        top = float(self.trajectory.sigmas[0])
+        below = closest_level(self.trajectory.sigmas[:1], sigma) is None
+        return self.guides and below and self.in_window(top) and not self.is_source(latent_image, sigma)
 
     def outer_sample(self, *args, **kwargs):
         self.last_run = None
@@ -148,7 +167,8 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         free = None if self.mask is None else mask_of_latent(self.mask, latent_image).to(device)
         draws = torch.Generator().manual_seed(self.seed)
         guidance = Guidance(noising_of(self.inner_model.model_sampling), self.weights, draws, free)
-        self.run = GuidedRun(guidance, recording(self, self.model_options, self.checkpointing), sigmas, free)
+        region = recording(self, self.model_options, self.checkpointing)
+        self.run = GuidedRun(guidance, region, sigmas, free, self.continues(latent_image, float(sigmas[0])))
         try:
             result = super().inner_sample(noise, latent_image, device, sampler, sigmas, *args, **kwargs)
             self.last_run = fingerprint(result), guidance.history
@@ -173,25 +193,29 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
             answer = torch.lerp(outside, answer, self.run.free.unsqueeze(1))
         return answer
 
-    def source_at(self, sigma: Tensor) -> Tensor:
+    def source_at(self, sigma: Tensor | float) -> Tensor:
         """The inverted source (B, C, H, W) at a noise level."""
         return self.trajectory.latents[closest_level(self.trajectory.sigmas, float(sigma))]
 
     def in_window(self, sigma: float) -> bool:
-        sampling = self.inner_model.model_sampling
+        sampling = self.model_patcher.get_model_object("model_sampling")
         start, end = (sampling.percent_to_sigma(percent) for percent in self.window)
         return end <= sigma <= start
 
     def shift(self, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
         """How far the guidance moves x (B, C, H, W) at noise levels timestep (B,)."""
 
-        def look(x: Tensor, name: str) -> Observation:
+        def look(name: str, levels: Tensor, x: Tensor) -> Observation:
             # The source is compared with the edit, so both are asked in the same way.
-            return observe(self.inner_model, self.conds[name], x, timestep, model_options, self.layers, differentiable=True)
+            return observe(self.inner_model, self.conds[name], x, levels, model_options, self.layers, differentiable=True)
 
+        guidance = self.run.guidance
         with self.run.recording():
-            reference = look(self.source_at(timestep[0]).to(x), "source")
-            return self.run.guidance.shift(lambda x: look(x, "positive"), x, timestep[0].clone(), reference)
+            if self.run.continued and not guidance.measured:
+                top, start = self.trajectory.sigmas[0].to(timestep).expand_as(timestep), self.trajectory.latents[0].to(x)
+                guidance.measure(partial(look, "positive", top), start, look("source", top, start))
+            reference = look("source", timestep, self.source_at(timestep[0]).to(x))
+            return guidance.shift(partial(look, "positive", timestep), x, timestep[0].clone(), reference)
 
     def history(self, result: Tensor) -> list[GuidedStep]:
         """What the guidance did in the run that ended at `result`. Raises ValueError if that was not the last one."""

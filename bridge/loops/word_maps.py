@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...zerocon_core.maps.words import average_maps
 from ..model.attention import observe
+from ..model.comparison import check_sizes
 from ..model.facts import HookedLayers
 from .differences import noise_level
 from .hosted import Run, guider_of, run_hosted
@@ -27,7 +28,10 @@ def attention_maps(
         height, width, top, left = only_area(cond, x, levels)
         shown = observe(run.model, cond, x, levels, run.options, layers).cross_attention
         if not shown:
-            raise ValueError(f"max_side is {layers.max_side} and leaves out every layer; raise it in Attention Hooked U-Net")
+            raise ValueError(
+                "no layer showed a map; remove from the model what skips passes or layers (a cache), or raise max_side in "
+                "Attention Hooked U-Net"
+            )
         maps = average_maps(list(shown.values()), (height, width))
         whole = maps.new_zeros(*maps.shape[:2], *x.shape[-2:])
         whole[..., top : top + height, left : left + width] = maps
@@ -35,6 +39,8 @@ def attention_maps(
 
     noise = torch.randn(1, *latent_image.shape[1:], generator=torch.Generator().manual_seed(seed)).expand(latent_image.shape)
     guider = guider_of(model, positive=conditioning)
+    if not any("area" in entry for entry in guider.original_conds["positive"]):
+        check_sizes(model, layers, latent_image.shape[-2:])
     return run_hosted(guider, look, latent_image, noise_level(model, strength), noise=noise, seed=seed)
 
 

@@ -66,10 +66,40 @@ def encode_caption(clip, caption: str) -> list:
     return clip.encode_from_tokens_scheduled(clip.tokenize(caption))
 
 
+def encode_captions(clip, captions: list[str]) -> list:
+    """CONDITIONING of a batch of images, each with its own caption. Of one caption it is the host's own.
+
+    Raises ValueError for captions that the text encoder makes different numbers of tokens of.
+    """
+    conditionings = [encode_caption(clip, caption) for caption in captions]
+    return stack_conditionings(conditionings) if len(conditionings) > 1 else conditionings[0]
+
+
+def stack_conditionings(conditionings: list[list]) -> list:
+    """CONDITIONINGs of one image each as one of a batch, entry by entry. Raises ValueError for different numbers of tokens."""
+    stacked = []
+    for entries in zip(*conditionings, strict=True):
+        tokens, options = zip(*entries, strict=True)
+        counts = [embedding.shape[1] for embedding in tokens]
+        if len(set(counts)) > 1:
+            longest = counts.index(max(counts))
+            raise ValueError(
+                f"caption {longest + 1} takes {counts[longest]} tokens and another {min(counts)}, and a batch takes captions of "
+                "one length; shorten it, or put Rebatch Images with a batch_size of 1 before, which takes image by image"
+            )
+        batched = {
+            name: torch.cat([option[name] for option in options])
+            for name, value in options[0].items()
+            if isinstance(value, Tensor)
+        }
+        stacked.append([torch.cat(tokens), options[0] | batched])
+    return stacked
+
+
 def shift_conditioning(conditioning: list, direction: EditDirection, strength: float) -> list:
     """Every entry of `conditioning` moved by strength * direction; all other options of the entries are kept.
 
-    Raises ValueError if the direction is of another text encoder.
+    Raises ValueError if the direction is of another text encoder, or of another batch of captions.
     """
     shifted = []
     for tokens, options in conditioning:
@@ -77,6 +107,11 @@ def shift_conditioning(conditioning: list, direction: EditDirection, strength: f
             raise ValueError(
                 f"the direction has embeddings of width {direction.tokens.shape[-1]}, this CLIP gives "
                 f"{tokens.shape[-1]}; use a direction that was found with the same model family"
+            )
+        if direction.tokens.shape[0] not in (1, tokens.shape[0]):
+            raise ValueError(
+                f"the direction is of {direction.tokens.shape[0]} captions, and there are {tokens.shape[0]}; use it with the "
+                "captions that it was found from"
             )
         options = options.copy()
         if options.get("pooled_output") is not None and direction.pooled is not None:

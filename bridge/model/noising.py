@@ -1,8 +1,11 @@
 """How the host's models noise an image."""
 
+from collections.abc import Iterable
+
 import comfy.model_sampling
 import torch
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ...zerocon_core.noising import Noising
 
@@ -18,6 +21,16 @@ def noising_of(model_sampling: torch.nn.Module) -> Noising:
                 "nor blending with it; use a model that predicts eps, v or velocity"
             )
     return noising
+
+
+def levels_at(model: ModelPatcher, shares: Iterable[float]) -> Tensor:
+    """Noise levels at shares of the model's schedule: 0 is the least noise, 1 the most, 0.5 the middle of its timesteps.
+
+    Every schedule has these, those too that are continuous and have no table of timesteps (EDM).
+    """
+    sampling = model.get_model_object("model_sampling")
+    levels = torch.tensor([sampling.percent_to_sigma(1 - share) for share in shares])
+    return levels.clamp(float(sampling.sigma_min), float(sampling.sigma_max))  # the host's ends are 0 and a billion
 
 
 def is_flow(model: ModelPatcher) -> bool:

@@ -47,7 +47,7 @@ def check_conditionings(model, samples: torch.Tensor | None, **conditionings: li
             if samples is not None and tokens.shape[0] not in (1, samples.shape[0]):
                 raise ValueError(
                     f"the {name} conditioning is a batch of {tokens.shape[0]}, the latent of {samples.shape[0]}; give one prompt "
-                    "for all images or one for each"
+                    "for all images or one for each, a line each in Edit Direction or Caption Encode"
                 )
 
 
@@ -58,11 +58,15 @@ def check_images(name: str, images: torch.Tensor) -> None:
         raise ValueError(f"{name} holds NaN or infinite values; check the node that made it")
 
 
-def check_mask(mask: torch.Tensor) -> None:
+def check_mask(mask: torch.Tensor, images: int | None = None) -> None:
+    """`images` where it is known how many the mask will be used with."""
     if min(mask.shape, default=0) == 0 or not torch.isfinite(mask).all():
         raise ValueError(f"the mask {tuple(mask.shape)} is empty or holds NaN or infinite values; check the node that made it")
     if mask.min() < 0 or mask.max() > 1:
         raise ValueError(f"the mask has values from {float(mask.min()):.4g} to {float(mask.max()):.4g}; it needs 0 to 1")
+    count = 1 if mask.ndim == 2 else mask.shape[0]
+    if images is not None and count not in (1, images):
+        raise ValueError(f"there are {count} masks for a batch of {images}; connect one for all images or one for each")
 
 
 def same_text(conditioning: list, other: list) -> bool:

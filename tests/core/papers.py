@@ -81,13 +81,16 @@ def contrastive_loss(
 
 
 def attention_distance(layers: list[tuple[Tensor, Tensor]]) -> float:
-    """sum_layers 1/heads sum_heads sum_pixels,tokens (M - M_ref)^2, maps (heads, pixels, tokens) of one sample."""
+    """sum_layers 1/(2 heads) sum_heads sum_pixels,tokens (M - M_ref)^2, maps (heads, pixels, tokens) of one sample.
+
+    2 heads: the published mean counts those of the unconditional branch too, which show nothing of the edit.
+    """
     total = 0.0
     for maps, reference in layers:
         heads, pixels, tokens = maps.shape
         m, r = maps.tolist(), reference.tolist()
         for h in range(heads):
-            total += sum((m[h][p][t] - r[h][p][t]) ** 2 for p in range(pixels) for t in range(tokens)) / heads
+            total += sum((m[h][p][t] - r[h][p][t]) ** 2 for p in range(pixels) for t in range(tokens)) / (2 * heads)
     return total
 
 
@@ -128,7 +131,7 @@ def blurred(values: Map, sigma: float) -> Map:
 
 
 def binary_mask(values: Map, threshold: float, clamp: float = math.inf) -> list[list[int]]:
-    """1[(D - min D) / (max D - min D) > threshold], with D cut at clamp times its mean first (DiffEdit)."""
+    """1[(D - min D) / (max D - min D) > threshold], with D cut at clamp times its mean first (diffusers' DiffEdit)."""
     flat = [value for row in values for value in row]
     ceiling = clamp * sum(flat) / len(flat)
     cut = [[min(value, ceiling) for value in row] for row in values]

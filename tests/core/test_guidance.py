@@ -110,6 +110,26 @@ def test_cross_attention_loss_is_the_papers():
     torch.testing.assert_close(cross_attention_loss(layers), torch.tensor(expected, dtype=torch.float64))
 
 
+def test_lambda_is_on_the_scale_of_the_published_code():
+    """Its loss and its step as they stand: the heads of both branches in one batch, `.sum((1, 2)).mean(0)`, SGD at the lambda.
+
+    The conditional copy moves as ours does. At sigma 0 x is the paper's x_t.
+    """
+    unconditional, conditional = X[1:], X[:1]
+    pair = torch.cat([unconditional, conditional]).requires_grad_(True)
+    optimizer = torch.optim.SGD([pair], lr=0.1)
+    shown, loss = observe(pair).cross_attention, 0.0
+    for layer, maps in shown.items():
+        current, reference = (m.flatten(0, 1).flatten(1, 2) for m in (maps, REFERENCE.cross_attention[layer].flip(0)))
+        loss = loss + ((current - reference) ** 2).sum((1, 2)).mean(0)
+    loss.backward()
+    optimizer.step()
+
+    guidance = Guidance(EPS, GuidanceWeights(0.1, 0.0), generator())
+    move = guidance.shift(observe, conditional, torch.zeros((), dtype=torch.float64), of_sample(REFERENCE, 0))
+    torch.testing.assert_close(conditional + move, pair[1:].detach())
+
+
 @pytest.mark.parametrize("direction", ["cds", "cut"])
 def test_absolute_shift_is_the_papers_step(direction):
     """x_vp <- x_vp - (lambda_xa dL_xa/dx_vp + lambda_cut dL_cut/dx_vp) is -(1 + sigma^2) (... dL/dx) in x."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy.model_base import ModelType
+from graphs import cds_graph as graph
 from tiny import FAMILIES, conditioning, counted, randn, relative_error, tensor_bytes, tiny_unet
 from zerocon_pack.bridge.loops.cds import CDSSettings, mask_for, optimize
 from zerocon_pack.bridge.loops.hosted import guider_of
@@ -309,25 +310,6 @@ def test_what_answers_differently_each_time_is_refused_by_name(node, inputs):
 # The node
 
 
-def graph(**changes) -> dict:
-    """A graph of the node alone. `changes` are inputs by node, such as cds={"steps": 3}."""
-    nodes = {
-        "cds": ("ZeroConCDSOptimize", dict(
-            model=["model", 0], image_latent=["latent", 0], source=["source", 0], target=["target", 0], negative=["negative", 0],
-            cfg=3.0, steps=3, step_size=0.3, step_rule="fixed", w_dds=1.0, w_cut=3.0, temperature=0.07, patches=256,
-            patch_sizes="1, 2", contrast="cds", min_timestep=50, max_timestep=948, timestep_order="random", ids_steps=0,
-            checkpointing=False, seed=0)),
-        "result": ("TestCapture", dict(value=["cds", 0])),
-        "loss": ("TestCapture", dict(value=["cds", 1])),
-    }  # fmt: skip
-    for name in ("model", "latent", "source", "target", "negative"):
-        nodes[name] = "TestValue", {"key": name}
-    for name, inputs in changes.items():
-        nodes[name] = (inputs.get("class_type") or nodes[name][0], (nodes.get(name) or ("", {}))[1] | inputs)
-        nodes[name][1].pop("class_type", None)
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
-
-
 @pytest.fixture(scope="module")
 def model():
     with torch.inference_mode():
@@ -378,7 +360,9 @@ def test_mask_and_noise_mask_meet_at_the_size_of_the_latent(run_graph, values):
 
 def test_a_mask_of_zeros_returns_the_source_and_says_so(run_graph, values, caplog):
     latent = values["latent"] | {"noise_mask": torch.zeros(1, 8, 8)}
-    run = run_graph(graph(), values | {"latent": latent})
+    plot = dict(class_type="LossGraphNode", loss=["cds", 1], filename_prefix="loss")
+    run = run_graph(graph(plot=plot), values | {"latent": latent})
+    assert run.success, run.error
     assert torch.equal(run.captured["result"]["samples"], latent["samples"])
     assert "mask is 0 everywhere" in caplog.text
 
@@ -450,7 +434,7 @@ def test_lists_of_images_are_taken_item_by_item(run_graph, run_lists, values):
 
 REFUSALS = {
     "same prompts": (dict(target={"key": "source"}), {}, ["same prompt"]),
-    "no timesteps": (dict(cds={"min_timestep": 500, "max_timestep": 499}), {}, ["empty", "500 to 499"]),
+    "no timesteps": (dict(cds={"min_timestep": 0.5, "max_timestep": 0.499}), {}, ["empty", "0.5 to 0.499"]),
     "patch sizes": (dict(cds={"patch_sizes": "0"}), {}, ["patch_sizes"]),
     "batch": (dict(), {"target": [[randn(2, 77, 64), {}]]}, ["target", "batch of 2", "latent of 1"]),
     "video": (dict(), {"latent": {"samples": randn(1, 4, 2, 8, 8)}}, ["image latents"]),

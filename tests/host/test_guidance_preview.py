@@ -91,7 +91,7 @@ class Float64:
         maps, features = self.shown(latent.double(), sigma, SOURCE)
         x = x.double().clone().requires_grad_(True)
         edited_maps, edited_features = self.shown(x, sigma, EDITED)
-        xa = sum((m - r).square().sum() / len(m) for m, r in zip(edited_maps, maps, strict=True))
+        xa = sum((m - r).square().sum() / (2 * len(m)) for m, r in zip(edited_maps, maps, strict=True))
         terms = [
             F.cross_entropy(r.detach() @ e.T / 0.07, torch.arange(len(e))) for e, r in zip(edited_features, features, strict=True)
         ]
@@ -212,14 +212,33 @@ def test_refusals(run_graph, make_guider, sample, inverted):
     model, _, noise, _ = inverted
     stock = comfy.samplers.CFGGuider(model)
     stock.set_conds(conditioning(1), conditioning(2))
-    guided, idle = make_guider(ABSOLUTE), make_guider(GuidanceWeights(0, 0))
+    guided = make_guider(ABSOLUTE)
     cases = [
         (stock, noise, "this is a CFGGuider"),
         (guided, noise, "connect the output of its sampler"),
         (guided, sample(guided)[0] + 1, "connect the output of its sampler"),
-        (idle, sample(idle)[0], "no step was guided"),
     ]
     for guider, latent, said in cases:
         run = shown(run_graph, guider, latent)
         assert not run.success and run.error.startswith("Guidance Preview: ") and said in run.error, run.error
         assert "\n" not in run.error.strip() and not run.error.strip().endswith(".")
+
+
+NEVER = {"weights": {"lambda_xa": 0.0, "lambda_cut": 0.0}, "window": {"start_percent": 0.9999, "end_percent": 1.0}}
+
+
+@pytest.mark.parametrize("guidance", NEVER.values(), ids=NEVER.keys())
+def test_where_nothing_was_guided_the_rest_of_the_graph_runs(run_graph, caplog, guidance):
+    values = {"clip": WordClip(), "model": tiny_unet(), "latent": {"samples": randn(1, 4, 8, 8)}}
+    preview = {"class_type": "ZeroConGuidancePreview", "guider": ["guidance", 0], "sampled": ["sample", 0]}
+    plot = {"class_type": "LossGraphNode", "loss": ["preview", 0], "filename_prefix": "loss"}
+    run = run_graph(
+        pipeline(
+            preview=preview, plot=plot, guidance=dict(guidance), curves={"class_type": "TestCapture", "value": ["preview", 1]}
+        ),
+        values,
+    )
+    assert run.success, run.error
+    assert torch.isfinite(run.captured["result"]["samples"]).all() and run.captured["curves"].shape == (1, 640, 1280, 3)
+    assert "Guidance Preview: no step was guided" in caplog.text
+    assert "plot" not in run.outputs  # there is no curve to plot

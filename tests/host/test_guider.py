@@ -69,8 +69,9 @@ def test_hooks_change_nothing_elsewhere():
 def float64_step(family, latent, x, sigma, sigma_next, timestep, lambda_xa, cfg):
     """pix2pix-zero's step as its paper writes it: x_t in variance-preserving form, float64, plain autograd.
 
-    L_xa = sum over attn2 layers of mean_heads sum_pixels,tokens (M - M_ref)^2; x_t <- x_t - lambda grad L_xa of the conditional
-    branch; eps at the new x_t under CFG; DDIM step. `latent` is the reference at this noise level.
+    L_xa = sum over attn2 layers of the mean over the heads of both branches of sum_pixels,tokens (M - M_ref)^2, as the published
+    code has it; x_t <- x_t - lambda grad L_xa of the conditional branch; eps at the new x_t under CFG; DDIM step. `latent` is the
+    reference at this noise level.
     """
     unet = tiny_unet(family=family).model.diffusion_model.double()
     unet.dtype = torch.float64
@@ -97,7 +98,7 @@ def float64_step(family, latent, x, sigma, sigma_next, timestep, lambda_xa, cfg)
         x_t = (x.double() * alpha.sqrt()).requires_grad_(True)
         eps(x_t, EDITED)
         loss = sum(
-            (m[:, head] - r[:, head]).square().sum() / m.shape[1]
+            (m[:, head] - r[:, head]).square().sum() / (2 * m.shape[1])
             for m, r in zip(maps, reference, strict=True)
             for head in range(m.shape[1])
         )
@@ -154,6 +155,36 @@ def test_window_limits_the_guidance():
     model, passes = counted(hooked(tiny_unet()))
     edit(model, randn(1, 4, 8, 8), GuidanceWeights(0.1, 0), steps=10, start=0.0, end=0.5)
     assert 0 < passes["grad"] < 10
+
+
+@pytest.mark.parametrize("weights", [GuidanceWeights(0.5, 1.0), GuidanceWeights(0.5, 0.01, relative=False)], ids=["rel", "abs"])
+def test_a_run_in_two_halves_is_the_whole_run(weights):
+    """SplitSigmas, two samplers: the relative weight of the lower half is that of the upper."""
+    model, latent = hooked(tiny_unet()), randn(2, 4, 8, 8)
+    sigmas = default_sigmas(model, 4)
+    inverted = invert(model, latent, SOURCE, sigmas, None, 0, 0)
+
+    def run(start, levels):
+        guider = ZeroConGuider(model, inverted[1], weights, 0.0, 1.0, 0)
+        guider.inner_set_conds({"positive": EDITED, "negative": NEGATIVE, "source": SOURCE})
+        guider.set_cfg(5.0)
+        return guider.sample(torch.zeros_like(start), start, EULER, levels, disable_pbar=True)
+
+    whole = run(inverted[0], sigmas)
+    assert relative_error(run(run(inverted[0], sigmas[:3]), sigmas[2:]), whole) < 1e-4
+
+
+def test_a_run_that_starts_at_the_source_further_down_measures_there():
+    model, latent = hooked(tiny_unet()), randn(1, 4, 8, 8)
+    model, passes = counted(model)
+    sigmas = default_sigmas(model, 4)
+    _, path = invert(model, latent, SOURCE, sigmas, None, 0, 0)
+    passes.clear()
+    guider = ZeroConGuider(model, path, GuidanceWeights(0.5, 1.0), 0.0, 1.0, 0)
+    guider.inner_set_conds({"positive": EDITED, "negative": NEGATIVE, "source": SOURCE})
+    start = model.model.process_latent_out(path.latents[2])
+    guider.sample(torch.zeros_like(start), start, EULER, sigmas[2:], disable_pbar=True)
+    assert passes["grad"] == 2
 
 
 def test_memory_does_not_grow_with_steps():

@@ -145,8 +145,9 @@ def test_each_caption_of_a_list_is_augmented(run_graph):
     for shape in ("circle", "square"):
         texts[shape] = {"class_type": "ZeroConToyScene", "inputs": scene | {"shape": shape}}
     texts["both"] = {"class_type": "ImageBatch", "inputs": {"image1": ["circle", 0], "image2": ["square", 0]}}
+    texts["each"] = {"class_type": "RebatchImages", "inputs": {"images": ["both", 0], "batch_size": 1}}
     texts["caption"] = {
-        "class_type": "ZeroConAutoCaption", "inputs": {"image": ["both", 0], "captioner": networks.TOY_CAPTIONER, "prefix": ""}
+        "class_type": "ZeroConAutoCaption", "inputs": {"image": ["each", 0], "captioner": networks.TOY_CAPTIONER, "prefix": ""}
     }  # fmt: skip
     run = run_graph(texts)
     assert run.success, run.error

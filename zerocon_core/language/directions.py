@@ -35,7 +35,7 @@ Embedding = tuple[Tensor, Tensor | None]
 
 
 class EditDirection(NamedTuple):
-    """Difference of mean embeddings: `tokens` (1, tokens, d), `pooled` (1, d) or None."""
+    """Difference of mean embeddings: `tokens` (1, tokens, d), `pooled` (1, d) or None; (B, ...) where each image has its own."""
 
     tokens: Tensor
     pooled: Tensor | None
@@ -79,6 +79,13 @@ def edit_direction(encode: Callable[[str], Embedding], sources: Sequence[str], t
     return EditDirection(target - source, pooled)
 
 
+def edit_directions(encode: Callable[[str], Embedding], banks: Sequence[tuple[list[str], list[str]]]) -> EditDirection:
+    """`edit_direction` between the sources and the targets of each bank: tokens (banks, tokens, d), pooled (banks, d) or None."""
+    found = [edit_direction(encode, *bank) for bank in banks]
+    pooled = [direction.pooled for direction in found if direction.pooled is not None]
+    return EditDirection(torch.cat([direction.tokens for direction in found]), torch.cat(pooled) if pooled else None)
+
+
 def phrases(caption: str, source: str, target: str) -> tuple[str, str]:
     """The two phrases a direction is taken between when one of them is left empty (ours).
 
@@ -103,7 +110,7 @@ def phrases(caption: str, source: str, target: str) -> tuple[str, str]:
 
 
 def shift_tokens(tokens: Tensor, direction: Tensor, strength: float) -> Tensor:
-    """c + strength * delta c on the tokens both have: tokens (B, n, d), direction (1, m, d).
+    """c + strength * delta c on the tokens both have: tokens (B, n, d), direction (1 or B, m, d).
 
     A caption longer than one text-encoder window has n > m; its later windows stay as they are.
     """

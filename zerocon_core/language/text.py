@@ -25,6 +25,11 @@ def find_phrase(text: str, phrase: str) -> re.Match[str] | None:
     return phrase_pattern(phrase).search(text)
 
 
+def lines(text: str) -> list[str]:
+    """The lines of a text, such as captions, an image each; without empty ones."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def listed(text: str) -> list[str]:
     """The items of a list such as "cat, wooden door", without empty ones and with single spaces."""
     return [item for item in (" ".join(part.split()) for part in SEPARATOR.split(text)) if item]

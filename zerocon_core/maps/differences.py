@@ -60,8 +60,8 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 def heat_map(differences: Tensor, clamp: float = 3.0, smoothing: float = 0.0) -> Tensor:
     """(D - min) / (max - min) of each map, (B, H, W): from 0, where the prompts agree most, to 1.
 
-    Before that, values above `clamp` times the map's mean are cut there (DiffEdit: 3; 0 is off), so that single outliers do not
-    set the scale, and the map is blurred by `smoothing` positions (ours). Raises ValueError if a map is constant.
+    Before that, values above `clamp` times the map's mean are cut there (3 in diffusers' DiffEdit; 0 is off), so that single
+    outliers do not set the scale, and the map is blurred by `smoothing` positions (ours). Raises ValueError if a map is constant.
     """
     if clamp > 0:
         differences = differences.minimum(clamp * differences.mean((1, 2), keepdim=True))

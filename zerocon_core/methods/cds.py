@@ -63,6 +63,18 @@ PAPER_STEP_SIZE = authors_step_size(64, 64)
 """The step at the papers' own size, which we take at every size: learning rate 0.1 on 2000 / (H W) * sum(z * g)."""
 
 
+TIMESTEPS = 1000
+"""Of the papers' schedule; what is drawn is one of 0 to 999."""
+
+
+def timestep_range(least: float, most: float) -> tuple[int, int]:
+    """The first and the last timestep between two shares of the schedule. Raises ValueError if there is none between them."""
+    if least > most:
+        raise ValueError(f"the range of timesteps is empty, {least:g} to {most:g} of the schedule; put the smaller first")
+    low, high = (min(round(share * TIMESTEPS), TIMESTEPS - 1) for share in (least, most))
+    return low, high
+
+
 def draw_timesteps(steps: int, low: int, high: int, order: Order, generator: torch.Generator) -> Tensor:
     """One timestep an iteration from low to high inclusive: uniformly at random (DDS), or evenly spaced downwards (ours)."""
     if low > high:

@@ -57,7 +57,10 @@ class GuidedStep(NamedTuple):
 
 
 def cross_attention_loss(maps: Sequence[tuple[Tensor, Tensor]], free: Tensor | None = None) -> Tensor:
-    """L_xa of pix2pix-zero (eq. 5): sum over layers, mean over heads, sum over pixels and tokens of (M - M_ref)^2.
+    """L_xa of pix2pix-zero (eq. 5) on the scale of its published code.
+
+    Sum over layers, mean over heads, sum over pixels and tokens of (M - M_ref)^2. The published mean runs over the heads of both
+    branches of CFG, of which one shows the edit, so it is half of that over the heads of the edit.
 
     `maps` are pairs (M, M_ref), each map (B, heads, h, w, tokens). `free` (B, H, W), a mask of any size, leaves out the pixels
     that it covers by half or more (ours). Returns one value a sample (B,).
@@ -65,7 +68,7 @@ def cross_attention_loss(maps: Sequence[tuple[Tensor, Tensor]], free: Tensor | N
     losses = []
     for m, reference in maps:
         # Unlike the square of a difference, this keeps for its gradient nothing that is not kept anyway.
-        distances = F.mse_loss(m, reference, reduction="none").sum(-1).mean(1)
+        distances = F.mse_loss(m, reference, reduction="none").sum(-1).mean(1) / 2
         if free is not None:
             height, width = distances.shape[-2:]
             distances = distances * (coverage(free, (height, width)) < 0.5)
@@ -77,8 +80,9 @@ class Guidance:
     """Moves one latent after another of a single sampling run down the gradient of both losses.
 
     With relative weights the scale of the contrastive loss is measured at the first guided step, where both gradients are taken
-    apart, and then held: one objective for the whole run at the price of one backward pass (ours). `free` (B, H, W) is a mask of
-    what neither loss looks at: contrast outside, freedom inside (ours). `history` has one entry a step.
+    apart, and then held, also by a run that goes on with this one (`measure`): one objective for the whole run at the price of
+    one backward pass (ours). `free` (B, H, W) is a mask of what neither loss looks at: contrast outside, freedom inside (ours).
+    `history` has one entry a step.
     """
 
     def __init__(self, noising: Noising, weights: GuidanceWeights, generator: torch.Generator, free: Tensor | None = None):
@@ -89,6 +93,8 @@ class Guidance:
         self.generator = generator
         self.free = free if free is not None and free.any() else None
         self.history: list[GuidedStep] = []
+        self.measured = not weights.measures_scale
+        """Whether the factor on L_cut is known."""
         self.cut_weight: Tensor | float = weights.lambda_cut
         """The factor on L_cut: a scalar, with relative weights one a sample from the first step on."""
 
@@ -109,6 +115,11 @@ class Guidance:
         self.note(sigma, xa.detach(), cut.detach(), lengths(move) / lengths(x.detach()))
         return move
 
+    def measure(self, observe: Callable[[Tensor], Observation], x: Tensor, reference: Observation) -> None:
+        """Fixes the relative factor on L_cut at x, where a run began that this one goes on with."""
+        x = x.detach().clone().requires_grad_(True)
+        self.gradient(*self.losses(observe(x), reference, x), x)
+
     def losses(self, edited: Observation, reference: Observation, x: Tensor) -> tuple[Tensor, Tensor]:
         """L_xa and L_cut of x, each (B,). One whose weight is 0 is not computed and counts as 0."""
         w = self.weights
@@ -121,13 +132,14 @@ class Guidance:
         return xa, cut
 
     def gradient(self, xa: Tensor, cut: Tensor, x: Tensor) -> Tensor:
-        """Of lambda_xa L_xa + lambda_cut L_cut to x. With relative weights the first step fixes the factor on L_cut."""
+        """Of lambda_xa L_xa + lambda_cut L_cut to x. With relative weights the first one fixes the factor on L_cut."""
         w = self.weights
-        if w.measures_scale and not self.history:
+        if not self.measured:
             (xa_gradient,) = torch.autograd.grad(xa.sum(), x, retain_graph=True)
             (cut_gradient,) = torch.autograd.grad(cut.sum(), x)
             ratio = lengths(xa_gradient) / lengths(cut_gradient).clamp_min(1e-12)
             self.cut_weight = factor = w.lambda_cut * w.lambda_xa * ratio
+            self.measured = True
             return w.lambda_xa * xa_gradient + per_sample(factor, x) * cut_gradient
         (gradient,) = torch.autograd.grad((w.lambda_xa * xa + self.cut_weight * cut).sum(), x)
         return gradient

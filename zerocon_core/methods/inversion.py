@@ -100,8 +100,9 @@ def ddim_invert(
     The sampler's step from sigma' down to sigma is x = x' + (sigma - sigma') * slope(x', sigma'), so its inverse solves
     x' = x + (sigma' - sigma) * slope(x', sigma') for x'; the slope is eps, or a flow's velocity. DDIM inversion is one
     fixed-point iteration of that equation from the guess that x' and x are the same point in variance-preserving form;
-    `refinements` adds further iterations, each of which costs one more model call and brings the reconstruction closer (ours;
-    0 is the papers' inversion).
+    `refinements` adds further iterations, each of which costs one more model call and brings the reconstruction closer (ours).
+    The model is asked at the level that a step goes to, as in today's diffusers; pix2pix-zero's published code tells it the
+    timestep that the step comes from.
 
     `regularization` draws from `generator`. `callback(step, denoised, x)` runs after each step. Raises ValueError for a schedule
     without a step, and for a regularisation of a flow, whose slope is no noise.
