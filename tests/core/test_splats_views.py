@@ -46,7 +46,7 @@ def test_views_cost_twelve_bytes_a_pair_and_leave_out_the_dark():
     one = camera(24, 20, dtype=torch.float32)
     view = view_of(splats, one)
     pairs = len(view.pairs.pixels)
-    assert view.nbytes == 12 * pairs + 4 * 20 * 24
+    assert view.nbytes == 12 * pairs + 4 * 20 * 24 + 4 * (20 * 24 + 1)
     assert (view.parts.pairs > 0).all() and pairs < 600 * 20 * 24 / 4
 
 

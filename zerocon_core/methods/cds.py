@@ -172,8 +172,8 @@ class Descent(Generic[State]):
     ) -> list[State]:
         """What becomes of `state` for each target.
 
-        `original` says what the source looks like at an iteration, `see` how a state does. Noise is drawn once an iteration and is
-        the same for all targets and samples.
+        `original` says what the source looks like at an iteration, `see` how a state does. Noise is drawn once an iteration, the
+        same for all targets and samples.
         """
         draws = torch.Generator().manual_seed(self.seed)
         patches = [torch.Generator().manual_seed(self.seed) for _ in targets]

@@ -56,21 +56,22 @@ def find_pairs(ellipses: Ellipses, opacities: Tensor, width: int, height: int, n
     counts = counts[order]
     splats = torch.repeat_interleave(order, counts)
     within = torch.arange(len(splats), device=splats.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    rows, columns = within // sizes[splats, 0], within % sizes[splats, 0]
-    low = low.long()
-    pixels = (low[splats, 1] + rows) * width + low[splats, 0] + columns
+    # One table, since rows are read several times as fast as single values.
+    left, top, across = torch.cat([low.long(), sizes[:, :1]], dim=1).index_select(0, splats).unbind(-1)
+    rows = torch.div(within, across, rounding_mode="floor")
+    pixels = (top + rows) * width + left + (within - rows * across)
     seen = coverage(ellipses, opacities, Pairs(pixels, splats), width) >= FAINTEST
     pixels, order = pixels[seen].sort(stable=True)
-    return Pairs(pixels, splats[seen][order])
+    return Pairs(pixels, splats[seen].index_select(0, order))
 
 
 def coverage(ellipses: Ellipses, opacities: Tensor, pairs: Pairs, width: int) -> Tensor:
     """How much of its pixel each pair's splat would cover if it were alone (M,)."""
-    x, y = pairs.pixels % width + 0.5, pairs.pixels // width + 0.5
-    away = torch.stack([x, y], dim=-1) - ellipses.centres[pairs.splats]
-    xx, xy, yy = ellipses.conics[pairs.splats].unbind(-1)
-    dx, dy = away.unbind(-1)
-    return opacities[pairs.splats] * torch.exp(-0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy)
+    table = torch.cat([ellipses.centres, ellipses.conics, opacities[:, None]], dim=1)
+    u, v, xx, xy, yy, opacity = table.index_select(0, pairs.splats).unbind(-1)
+    rows = torch.div(pairs.pixels, width, rounding_mode="floor")
+    dx, dy = pairs.pixels - rows * width + 0.5 - u, rows + 0.5 - v
+    return opacity * torch.exp(-0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy)
 
 
 def shares(covered: Tensor, pixels: Tensor, count: int) -> Shares:

@@ -6,12 +6,15 @@ That a picture's values are handed to the splats by the shares that they have in
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag, pad
 
 from .gaussians import Camera, Splats
-from .render import EPS2D, NEAR_PLANE, Pairs, Shares, blend, see
+from .render import EPS2D, NEAR_PLANE, Pairs, Shares, see
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class View:
     pairs: Pairs
     """Of int32."""
     parts: Shares
+    ends: Tensor
+    """How many pairs there are before each pixel's first (H * W,) and in all, int32."""
     count: int
     """Of all splats, seen or not."""
     size: tuple[int, int]
@@ -28,17 +33,25 @@ class View:
 
     def render(self, values: Tensor, background: Tensor | None = None) -> Tensor:
         """The picture (H, W, D) of splats of these values (N, D), differentiable in them, before a background (D,) or black."""
-        return blend(values, self.pairs, self.parts, background).view(*self.size, -1)
+        picture: Tensor = _Sum.apply(values, self)  # type: ignore[no-untyped-call]
+        if background is not None:
+            picture = picture + self.parts.left[:, None] * background
+        return picture.view(*self.size, -1)
 
     def gather(self, picture: Tensor) -> Tensor:
         """For each splat the sum (N, D) of a picture (H, W, D) over its pixels by the shares that it has in them."""
-        lit = self.parts.pairs[:, None] * picture.flatten(0, 1).index_select(0, self.pairs.pixels)
-        return picture.new_zeros(self.count, picture.shape[-1]).index_add(0, self.pairs.splats, lit)
+        # Column by column: several times as fast as rows of a few values.
+        splats = self.pairs.splats.long()
+        columns = [
+            picture.new_zeros(self.count).scatter_add(0, splats, self.parts.pairs * column.index_select(0, self.pairs.pixels))
+            for column in picture.flatten(0, 1).T.contiguous()
+        ]
+        return torch.stack(columns, dim=-1)
 
     @property
     def mass(self) -> Tensor:
         """How many pixels each splat makes up in sum (N,)."""
-        return self.parts.pairs.new_zeros(self.count).index_add(0, self.pairs.splats, self.parts.pairs)
+        return self.gather(self.parts.pairs.new_ones(*self.size, 1))[:, 0]
 
     @property
     def covered(self) -> Tensor:
@@ -47,7 +60,7 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (*self.pairs, *self.parts))
+        return sum(t.nbytes for t in (*self.pairs, *self.parts, self.ends))
 
 
 @torch.no_grad()
@@ -58,7 +71,25 @@ def view_of(splats: Splats, camera: Camera, near_plane: float = NEAR_PLANE, eps2
     # What no light reaches is a large part of all pairs.
     lit = parts.pairs > 0
     pairs = Pairs(pairs.pixels[lit].int(), pairs.splats[lit].int())
-    return View(pairs, Shares(parts.pairs[lit], parts.left), len(splats), (camera.height, camera.width))
+    counts = torch.bincount(pairs.pixels, minlength=len(parts.left))
+    ends = pad(counts.cumsum(0), (1, 0)).int()
+    return View(pairs, Shares(parts.pairs[lit], parts.left), ends, len(splats), (camera.height, camera.width))
+
+
+class _Sum(torch.autograd.Function):
+    """The picture (H * W, D) of a View before black, whose gradient is `View.gather`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, view: View) -> Tensor:
+        ctx.view = view
+        return embedding_bag(
+            view.pairs.splats, values, view.ends, mode="sum", per_sample_weights=view.parts.pairs, include_last_offset=True
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.view.gather(gradient.view(*ctx.view.size, -1)), None
 
 
 class Views(Sequence[View]):
