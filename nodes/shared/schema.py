@@ -1,9 +1,10 @@
-"""Fields of a node's schema that not every host has."""
+"""What of nodes' schemas not every host has."""
 
 from dataclasses import fields
 
 from comfy_api.latest import io
 
+HAS_SPLATS = hasattr(io, "Splat")
 HAS_SEARCH_ALIASES = any(field.name == "search_aliases" for field in fields(io.Schema))
 
 

@@ -7,3 +7,6 @@ Trajectory = io.Custom("ZEROCON_TRAJECTORY")
 
 Direction = io.Custom("ZEROCON_DIRECTION")
 """zerocon_core.language.directions.EditDirection."""
+
+Cameras = io.Custom("ZEROCON_CAMERAS")
+"""bridge.splats.Cameras: the cameras that look at a splat, and the size of their pictures."""

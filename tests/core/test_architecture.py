@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CORE_MAY_USE = {"torch", "einops", "numpy", "transformers", "safetensors", "PIL"} | set(sys.stdlib_module_names)
-OPTIONAL = {"lpips", "torch_fidelity"}  # imported when they are used, with a sentence that says how to get them
+OPTIONAL = {"gsplat", "lpips", "torch_fidelity"}  # imported when they are used, with a sentence that says how to get them
 NODES_MAY_USE = CORE_MAY_USE | {"comfy_api", "typing_extensions"}
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "server"}
 
@@ -26,9 +26,10 @@ ROOMS = {
     "bridge.status": (),
     "bridge.toyworld": ("zerocon_core",),
     "bridge.tabletop": ("zerocon_core",),
+    "bridge.splats": ("zerocon_core",),
     "bridge.model": ("zerocon_core",),
     "bridge.networks": ("zerocon_core", "bridge.files", "bridge.status"),
-    "bridge.loops": ("zerocon_core", "bridge.files", "bridge.status", "bridge.networks", "bridge.model"),
+    "bridge.loops": ("zerocon_core", "bridge.files", "bridge.status", "bridge.networks", "bridge.model", "bridge.splats"),
     "nodes.shared": ("zerocon_core", "bridge"),
     "nodes": ("zerocon_core", "bridge"),
     "__init__": ("nodes",),

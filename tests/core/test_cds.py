@@ -1,5 +1,6 @@
 """CDS against its published form: SGD on the authors' loss in variance-preserving form, in float64."""
 
+import contextlib
 import math
 
 import papers
@@ -15,6 +16,7 @@ from zerocon_core.methods.cds import (
     authors_step_size,
     cds_gradient,
     cds_optimize,
+    cds_optimize_rendered,
     draw_timesteps,
     refine_noise,
 )
@@ -259,3 +261,77 @@ def test_refined_noise_is_shared_by_source_and_target():
     fixed = randn(2, 3, 4, 6, seed=5)
     cds_optimize(EPS, Z_SRC, score, [score], SIGMAS[:1], weights=CDSWeights(w_cut=0.0), refine=lambda noise, sigma: fixed)
     assert torch.equal(asked[0], asked[1]) and torch.equal(asked[0], Z_SRC + SIGMAS[0] * fixed)
+
+
+def sgd(step_size: float, mask: Tensor | None = None):
+    def update(parameters, gradients):
+        move = step_size * gradients["z"]
+        return {"z": parameters["z"] - (move if mask is None else mask * move)}
+
+    return update
+
+
+@pytest.mark.parametrize("noising", [EPS, FLOW], ids=["eps", "flow"])
+@pytest.mark.parametrize("weights", [CDSWeights(patchnce=PatchNCE(patches=5)), CDSWeights(w_cut=0.0)], ids=["CDS", "DDS"])
+def test_a_latent_is_what_renders_itself_bit_for_bit(noising, weights):
+    mask = (torch.rand(2, 1, 4, 6, generator=generator(9)) > 0.3).double()
+    sigmas = SIGMAS / 8
+    seen, expected = [], []
+    options = dict(weights=weights, seed=4)
+    [edited] = cds_optimize(
+        noising, Z_SRC, scorer("source"), [scorer("target")], sigmas, step_size=0.2, mask=mask, **options,
+        callback=lambda i, zs, gradients: expected.append((zs[0], gradients[0].loss)),
+    )  # fmt: skip
+    rendered = cds_optimize_rendered(
+        noising, lambda p, view: p["z"], {"z": Z_SRC}, [[0]] * len(sigmas), scorer("source"), scorer("target"), sigmas,
+        sgd(0.2, mask), **options, callback=lambda i, states, gradients: seen.append((states[0]["z"], gradients[0].loss)),
+    )  # fmt: skip
+    assert torch.equal(rendered["z"], edited) and not torch.equal(edited, Z_SRC)
+    assert all(torch.equal(z, z_) and loss == loss_ for (z, loss), (z_, loss_) in zip(seen, expected, strict=True))
+
+
+def test_what_is_rendered_moves_by_the_transposed_derivative_of_its_pictures():
+    """p <- p - step (dz / dp)^T direction with dz / dp by finite differences, over two views an iteration."""
+    matrices = [randn(72, 5, seed=seed) / 4 for seed in (20, 21, 22)]
+    render = lambda p, view: (matrices[view] @ p["p"].sin()).view(1, 3, 4, 6)
+    p, views, sigmas, weights = randn(5, seed=23), [[0, 2], [1, 0]], SIGMAS[:2], CDSWeights(w_cut=0.0)
+    update = lambda parameters, gradients: {"p": parameters["p"] - 0.1 * gradients["p"]}
+    target = scorer("target")
+    edited = cds_optimize_rendered(
+        EPS, render, {"p": p}, views, scorer("source"), target, sigmas, update, weights=weights, seed=3
+    )
+
+    draws, expected = generator(3), p.clone()
+    for sigma, batch in zip(sigmas, views, strict=True):
+        noise = torch.randn((3, 4, 6), generator=draws).double()[None]
+        gradient = torch.zeros(5, dtype=torch.float64)
+        for view in batch:
+            z, z_src = render({"p": expected}, view), render({"p": p}, view)
+            delta = target(z + sigma * noise, sigma).eps - scorer("source")(z_src + sigma * noise, sigma).eps
+            for i in range(5):
+                step = torch.zeros(5, dtype=torch.float64)
+                step[i] = 1e-6
+                slope = (render({"p": expected + step}, view) - render({"p": expected - step}, view)) / 2e-6
+                gradient[i] += (slope * delta).sum()
+        expected = expected - 0.1 * gradient
+    assert (edited["p"] - expected).norm() / (expected - p).norm() < 1e-6
+
+
+def test_gradients_of_what_renders_are_taken_inside_of_its_own_region():
+    opened, graded = [], []
+
+    @contextlib.contextmanager
+    def rendering():
+        with torch.enable_grad():
+            opened.append(1)
+            yield
+
+    def render(parameters, view):
+        graded.append(torch.is_grad_enabled())
+        return parameters["z"]
+
+    cds_optimize_rendered(
+        EPS, render, {"z": Z_SRC}, [[0]] * 2, scorer("source"), scorer("target"), SIGMAS[:2], sgd(0.1),
+        weights=CDSWeights(w_cut=0.0), rendering=rendering,
+    )  # fmt: skip
+    assert graded == [False, True, True] and len(opened) == 4

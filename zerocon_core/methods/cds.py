@@ -9,7 +9,8 @@ import contextlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from itertools import chain
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -148,6 +149,70 @@ def cds_gradient(
     return Gradient(direction, float(loss))
 
 
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Seen(Generic[State]):
+    """How what is edited looks: a latent (B, C, ...) without gradients, and what is edited after a move of the latent."""
+
+    latent: Tensor
+    descend: Callable[[Tensor], State]
+    """A direction (B, C, ...) -> the state that the latent's move against it leads to."""
+
+
+@dataclass(frozen=True)
+class Descent(Generic[State]):
+    """The iterations of CDS, whatever it is that they edit."""
+
+    noising: Noising
+    source: Scorer
+    sigmas: Tensor
+    """One noise level an iteration."""
+    weights: CDSWeights
+    seed: int
+    recording: Recording
+    refine: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def run(
+        self,
+        state: State,
+        original: Callable[[int], Tensor],
+        see: Callable[[State, int], Seen[State]],
+        targets: Sequence[Scorer],
+        callback: Callable[[int, list[State], list[Gradient]], None] | None,
+    ) -> list[State]:
+        """What becomes of `state` for each target.
+
+        `original` says what the source looks like at an iteration, `see` how a state does. Noise is drawn once an iteration, the
+        same for all targets and samples.
+        """
+        draws = torch.Generator().manual_seed(self.seed)
+        patches = [torch.Generator().manual_seed(self.seed) for _ in targets]
+        states = [state for _ in targets]
+        for iteration, sigma in enumerate(self.sigmas):
+            z_src = original(iteration)
+            noise = torch.randn(z_src.shape[1:], generator=draws).to(z_src).expand_as(z_src)
+            if self.refine is not None:
+                noise = self.refine(noise, sigma)
+            with self.recording() if self.weights.w_cut else contextlib.nullcontext():
+                reference = self.source(self.noising.noised(z_src, noise, sigma), sigma)
+            gradients = []
+            for i, target in enumerate(targets):
+                seen = see(states[i], iteration)
+                try:
+                    gradient = cds_gradient(
+                        self.noising, seen.latent, noise, sigma, reference, target, self.weights, patches[i], self.recording
+                    )
+                except ValueError as error:
+                    raise ValueError(f"iteration {iteration + 1}: {error}") from error
+                states[i] = seen.descend(gradient.direction)
+                gradients.append(gradient)
+            if callback is not None:
+                callback(iteration, states, gradients)
+        return states
+
+
 @torch.no_grad()
 def cds_optimize(
     noising: Noising,
@@ -172,24 +237,68 @@ def cds_optimize(
     replaces the noise of an iteration. `recording` opens where gradients are taken. `callback(iteration, zs, gradients)` runs
     after each iteration. Raises ValueError, with the number of the iteration, for an update that is not finite.
     """
-    draws = torch.Generator().manual_seed(seed)
-    patches = [torch.Generator().manual_seed(seed) for _ in targets]
-    zs = [z_src.clone() for _ in targets]
-    for iteration, sigma in enumerate(sigmas):
-        noise = torch.randn(z_src.shape[1:], generator=draws).to(z_src).expand_as(z_src)
-        if refine is not None:
-            noise = refine(noise, sigma)
-        with recording() if weights.w_cut else contextlib.nullcontext():
-            reference = source(noising.noised(z_src, noise, sigma), sigma)
-        gradients = []
-        for i, target in enumerate(targets):
-            try:
-                gradient = cds_gradient(noising, zs[i], noise, sigma, reference, target, weights, patches[i], recording)
-            except ValueError as error:
-                raise ValueError(f"iteration {iteration + 1}: {error}") from error
-            move = step_size * gradient.direction
-            zs[i] = zs[i] - (move if mask is None else mask * move)
-            gradients.append(gradient)
-        if callback is not None:
-            callback(iteration, zs, gradients)
-    return zs
+
+    def see(z: Tensor, iteration: int) -> Seen[Tensor]:
+        def descend(direction: Tensor) -> Tensor:
+            move = step_size * direction
+            return z - (move if mask is None else mask * move)
+
+        return Seen(z, descend)
+
+    descent: Descent[Tensor] = Descent(noising, source, sigmas, weights, seed, recording, refine)
+    return descent.run(z_src.clone(), lambda iteration: z_src, see, targets, callback)
+
+
+Parameters = Mapping[str, Tensor]
+Render = Callable[[Parameters, int], Tensor]
+"""(parameters, view) -> the latent (B, C, ...) of what they describe, seen from that view; differentiable in the parameters."""
+
+
+@torch.no_grad()
+def cds_optimize_rendered(
+    noising: Noising,
+    render: Render,
+    parameters: Parameters,
+    views: Sequence[Sequence[int]],
+    source: Scorer,
+    target: Scorer,
+    sigmas: Tensor,
+    update: Callable[[Parameters, Parameters], Parameters],
+    *,
+    weights: CDSWeights = CDSWeights(),
+    seed: int = 0,
+    recording: Recording = torch.enable_grad,
+    rendering: Recording = torch.enable_grad,
+    callback: Callable[[int, list[Parameters], list[Gradient]], None] | None = None,
+) -> Parameters:
+    """Edit what is seen only in pictures: parameters p whose latents are z_v = render(p, v).
+
+    CDS applies its loss to rendered, encoded views of a radiance field so (Nam et al. 2024, fig. 9; no code of it is published):
+
+        p <- update(p, sum over the views v of an iteration of (dz_v / dp)^T direction_v)
+
+    `views` names those of each iteration, which share its noise level, of `sigmas`, and its noise. With one view, `render` the
+    parameters themselves and SGD as `update`, it is `cds_optimize` bit for bit. `recording` opens where gradients through the
+    model are taken, `rendering` where those through `render` are. Raises ValueError and calls `callback` as `cds_optimize` does,
+    with lists of one.
+    """
+    pictures = {view: render(parameters, view) for view in dict.fromkeys(chain(*views))}
+
+    def original(iteration: int) -> Tensor:
+        return torch.cat([pictures[view] for view in views[iteration]])
+
+    def see(state: Parameters, iteration: int) -> Seen[Parameters]:
+        with rendering():
+            leaves = {name: value.detach().clone().requires_grad_(True) for name, value in state.items()}
+            latents = torch.cat([render(leaves, view) for view in views[iteration]])
+
+        def descend(direction: Tensor) -> Parameters:
+            with rendering():
+                gradients = torch.autograd.grad(latents, list(leaves.values()), direction)
+            return update(state, dict(zip(leaves, gradients, strict=True)))
+
+        return Seen(latents.detach(), descend)
+
+    descent: Descent[Parameters] = Descent(noising, source, sigmas, weights, seed, recording)
+    [edited] = descent.run(parameters, original, see, [target], callback)
+    return edited

@@ -38,7 +38,7 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> Image:
         origin, direction = camera_rays(scene, size, PASSES[number])
         samples = light_samples(scene.light, number, LIGHT_SAMPLES, len(PASSES))
         view = View(scene, 2.0 * float(np.tan(scene.camera.view)) / size, samples)
-        total += develop(_radiance(view, origin, direction))
+        total += develop(radiance(view, origin, direction))
     return np.ascontiguousarray((total / len(PASSES)).T).reshape(size, size, 3)
 
 
@@ -93,7 +93,7 @@ def check_size(size: int) -> None:
         raise SceneError(f"A picture of {size} pixels cannot be drawn: the side must be a multiple of 8.")
 
 
-def _radiance(view: View, origin: Vector, direction: Vector, within: Solid | None = None) -> Vector:
+def radiance(view: View, origin: Vector, direction: Vector, within: Solid | None = None) -> Vector:
     """Radiance (3, N) along unit rays; those that a solid (`within`) reflects are not reflected again."""
     solids = tuple(solid for solid in view.scene.solids if solid is not within)
     distance, surface = first_hits(solids, origin, direction)
@@ -119,7 +119,7 @@ def _solid_radiance(view: View, solid: Solid, points: Vector, direction: Vector,
     reflected = direction - 2 * dot(direction, normals) * normals
     # Curved surfaces spread neighbouring rays. Few points of the light are enough for a faint image.
     coarse = view._replace(pixel=3 * view.pixel, samples=view.samples[:, ::2])
-    image = _radiance(coarse, points, reflected, within=solid)
+    image = radiance(coarse, points, reflected, within=solid)
     return body + (image - body) * reflectance(direction, normals)
 
 
