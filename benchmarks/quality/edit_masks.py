@@ -24,8 +24,9 @@ from zerocon_pack.bridge.model.facts import pixels_per_position
 from zerocon_pack.zerocon_core.maps.differences import edit_mask, heat_map
 from zerocon_pack.zerocon_core.toyworld.scene import bystander_mask, caption, object_mask
 
-from ..engine import Item, here, run_all
-from ..records import Records, Row
+from runs.engine import Item, here, run_all
+from runs.records import Records, Row
+
 from ..toy.bench import Bench
 from ..toy.edits import ATTRIBUTES, VALUES, Edit, draw_edits, pictures
 from .mask_results import CLAMPS, DRAWS, METHODS, SETTINGS, SMOOTHINGS, STRENGTHS, THRESHOLDS, Results, Setting

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from ..engine import Item, pool, run_all
-from ..records import Records, Row
+from runs.engine import Item, pool, run_all
+from runs.records import Records, Row
+
 from ..toy.bench import ITERATIONS, STEPS, Batch, Bench
 from ..toy.edits import ATTRIBUTES, KINDS, draw_edits
 from ..toy.score import score

@@ -34,8 +34,9 @@ from zerocon_pack.zerocon_core.methods.finetune import Objective, Targets, draw_
 from zerocon_pack.zerocon_core.toyworld.classifier import classify
 from zerocon_pack.zerocon_core.toyworld.scene import COLOURS, SHAPES, caption, object_mask, scene_from_seed
 
-from ..engine import Item, here, run_all
-from ..records import Records, Row
+from runs.engine import Item, here, run_all
+from runs.records import Records, Row
+
 from ..tables import markdown
 from ..toy.bench import Batch, Bench
 from ..toy.edits import ATTRIBUTES, draw_edits, pictures

@@ -6,10 +6,9 @@ import time
 from functools import partial
 
 import pytest
-from pool_work import fails_at_two, square
-
 from benchmarks.engine import Item, attempt, here, pool, run_all, servers
 from benchmarks.records import Records, read_rows
+from pool_work import fails_at_two, square
 
 FIELDS = ("name", "number")
 
