@@ -23,7 +23,7 @@ class Records:
     """The rows of `file`. `fields` names the parts of a key, which are fields of its row.
 
     `settings` is what all rows of a file have in common, as JSON can say it; a file with rows of other settings ends the program,
-    and so does one that another run writes to: the file is locked for as long as this object, or its process, lives.
+    and so does one that another run writes to: the file is locked until `close`, the end of a `with`, or that of the process.
     """
 
     def __init__(self, file: Path, fields: Sequence[str], settings: Row) -> None:
@@ -38,8 +38,18 @@ class Records:
         self.rows: dict[Key, Row] = {}
         for row in read_rows(file):
             if row["settings"] != self.settings:
+                self.close()
                 raise SystemExit(f"error: {file} holds rows of other settings ({row['settings']}); choose another --output")
             self.rows[tuple(row[field] for field in fields)] = row
+
+    def __enter__(self) -> "Records":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.lock.release()
 
     def add(self, key: Key, row: Row) -> None:
         row = dict(zip(self.fields, key, strict=True)) | row | {"settings": self.settings}
@@ -59,9 +69,9 @@ def read_rows(file: Path) -> list[Row]:
     """The lines of a file; a last one that was cut off in the middle is removed from it."""
     if not file.exists():
         return []
-    whole, newline, rest = file.read_text(encoding="utf-8").rpartition("\n")
+    whole, newline, rest = file.read_bytes().rpartition(b"\n")
     if rest:
-        file.write_text(whole + newline, encoding="utf-8")
+        os.truncate(file, len(whole + newline))
     return [json.loads(line) for line in whole.splitlines()]
 
 

@@ -126,13 +126,13 @@ def run(servers: Sequence[Server], options: argparse.Namespace) -> int:
         Path(options.checkpoint).name, options.side, options.steps, options.iterations, options.cfg, options.structure,
         options.lpips, options.clip,
     )  # fmt: skip
-    records = Records(options.output / "rows.jsonl", ("key", "method"), asdict(settings))
     items = [
         Item((entry.key, method), partial(run_entry, options.images, options.output, entry, method, settings))
         for entry in read_entries(options.images, options.types)[: options.limit]
         for method in options.methods
     ]
-    rows = run_all(items, records, fleet(servers, PromptError))
+    with Records(options.output / "rows.jsonl", ("key", "method"), asdict(settings)) as records:
+        rows = run_all(items, records, fleet(servers, PromptError))
     table = summary(rows)
     (options.output / "table.md").write_text(table + "\n", encoding="utf-8")
     print(f"\n{table}")

@@ -122,8 +122,9 @@ def main() -> int:
     options = parser.parse_args()
     parts = [(first, min(options.batch, options.scenes - first)) for first in range(0, options.scenes, options.batch)]
     items = [Item(part, partial(work, *part)) for part in parts]
-    records = Records(options.output / "records.jsonl", ("first", "count"), {"prompts": PROMPTS, "settings": len(SETTINGS)})
-    rows = run_all(items, records, here)
+    settings = {"prompts": PROMPTS, "settings": len(SETTINGS)}
+    with Records(options.output / "records.jsonl", ("first", "count"), settings) as records:
+        rows = run_all(items, records, here)
     results = Results(rows)
     tables = f"{results.table()}\n\n{results.ablations()}"
     print(tables)

@@ -95,8 +95,8 @@ def main() -> int:
         curves = [curve.thinned() for curve in curves]
     items = work_items(curves, options.study, count)
     settings = {"steps": STEPS, "iterations": ITERATIONS}
-    records = Records(options.output / "records.jsonl", ("setting", "first", "count"), settings)
-    lines = run_all(items, records, pool(options.jobs))
+    with Records(options.output / "records.jsonl", ("setting", "first", "count"), settings) as records:
+        lines = run_all(items, records, pool(options.jobs))
     write_report(options.output, options.study, curves, lines)
     return int(len(lines) < len(items))
 

@@ -174,7 +174,8 @@ def main() -> int:
         for method in METHODS
         if method.name in options.methods
     ]
-    rows = run_all(items, Records(options.output / "records.jsonl", ("method", "seed"), settings), here)
+    with Records(options.output / "records.jsonl", ("method", "seed"), settings) as records:
+        rows = run_all(items, records, here)
     (options.output / "soft_contrastive.md").write_text(table(rows) + "\n")
     print(table(rows))
     return int(len(rows) < len(items))

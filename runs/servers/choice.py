@@ -44,11 +44,14 @@ def check_engine_options(parser: argparse.ArgumentParser, options: argparse.Name
         parser.error("--address is that of a Ray cluster; it needs --engine ray")
     if options.servers and options.engine != ["local"]:
         parser.error("--servers and --engine exclude each other: servers that run already, or servers of its own")
+    if options.models and not options.models.is_dir():
+        parser.error(f"--models {options.models} is no folder")
     options.engine, options.workers = name, int(count[0]) if count else None
 
 
 def model_folders_of(options: argparse.Namespace, comfyui: Path) -> dict[str, list[Path]]:
-    return {folder.name: [folder] for folder in (options.models or comfyui / "models").iterdir() if folder.is_dir()}
+    """By kind, the folders in the models folder."""
+    return {folder.name: [folder] for folder in (options.models or comfyui / "models").glob("*/")}
 
 
 def servers_of(options: argparse.Namespace, setup: Setup) -> list[Server]:

@@ -27,11 +27,13 @@ from .batches import in_batches
 from .graph import Workflow, check_batches, measured, outputs, prune
 from .mapping import Graph, Place, default_mapping, parse_fix, parse_set
 from .report import Report
-from .rows import Translation
+from .rows import PictureError, Translation
 from .table import Entry, TableError, check_columns, read_entries
 
 WORKFLOWS = ROOT / "workflows" / "api"
 INTERRUPTED = 130
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+GO_ON = "the same command goes on with them"
 
 
 def ours() -> list[str]:
@@ -69,32 +71,49 @@ def main(comfyui: Path, arguments: Sequence[str]) -> int:
         translation = prepare(options, entries)
     except TableError as error:
         raise SystemExit(f"error: {error}") from None
-    workflow = translation.workflow
+    with Records(options.output / "rows.jsonl", ("name", "asked"), settings_of(translation.workflow)) as records:
+        try:
+            code = 1
+            carry_out(comfyui, options, translation, entries, records)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except NoWorkers as error:
+            say(f"error: {error}")
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise SystemExit(
+                f"error: {options.output} takes no more ({error.strerror}); make room and give the same command again"
+            ) from None
+        return conclude(options, translation, entries, records, code)
+
+
+def carry_out(
+    comfyui: Path, options: argparse.Namespace, translation: Translation, entries: Sequence[Entry], records: Records
+) -> None:
+    """Runs what `records` lack."""
     items = [translation.item(entry) for entry in entries]
-    records = Records(options.output / "rows.jsonl", ("name", "asked"), settings_of(workflow))
-    setup = Setup(comfyui, model_folders_of(options, comfyui), hung_seconds=options.hung, models=model_files(workflow.graph))
-    code = 1
-    try:
-        if not all(map(records.has, items)):
-            engine = fleet(servers_of(options, setup), (PromptError, TableError))
-            if options.batch > 1:
-                engine = in_batches(engine, translation, {entry.name: entry for entry in entries}, options.batch)
-            run_all(items, records, engine)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except NoWorkers as error:
-        say(f"error: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        say(f"error: {options.output} takes no more ({error.strerror}); make room")
-    rows = [records.rows[item.key] for item in items if item.key in records.rows]
-    report = Report(f"{Path(options.workflow).stem}: {options.table.name}", rows, [*workflow.kept], options.output)
+    if all(map(records.has, items)):
+        return
+    models = model_files(translation.workflow.graph)
+    setup = Setup(comfyui, model_folders_of(options, comfyui), hung_seconds=options.hung, models=models)
+    engine = fleet(servers_of(options, setup), (PromptError, TableError, PictureError))
+    if options.batch > 1:
+        engine = in_batches(engine, translation, {entry.name: entry for entry in entries}, options.batch)
+    run_all(items, records, engine)
+
+
+def conclude(options: argparse.Namespace, translation: Translation, entries: Sequence[Entry], records: Records, code: int) -> int:
+    """Reports on the rows that there are; returns the exit code, which is `code` where some are still to be done."""
+    keys = [translation.item(entry).key for entry in entries]
+    rows = [records.rows[key] for key in keys if key in records.rows]
+    heading = f"{Path(options.workflow).stem}: {options.table.name}"
+    report = Report(heading, rows, [*translation.workflow.kept], options.output)
     report.write()
     print("\n".join(report.summary()))
     print(f"look at {options.output / 'report.html'}")
-    if len(rows) < len(items):
-        print(f"{len(items) - len(rows)} of {len(items)} rows are still to be done; the same command goes on with them")
+    if len(rows) < len(keys):
+        print(f"{len(keys) - len(rows)} of {len(keys)} rows are still to be done; {GO_ON}")
         return code
     return int(any(ERROR in row for row in rows))
 

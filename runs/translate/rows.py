@@ -16,7 +16,11 @@ from ..records import Row, write_whole
 from ..servers.job import Answer, Job, Server
 from .graph import TEXTS, Workflow
 from .mapping import title
-from .table import Entry, TableError
+from .table import Entry
+
+
+class PictureError(ValueError):
+    """A picture that is not there or cannot be read, or a workflow that gives other pictures than it should."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Translation:
         return row
 
     def run(self, entries: Sequence[Entry], server: Server) -> list[Row]:
-        """The rows of entries that only differ in their pictures. Raises what the server raises, and TableError for a picture."""
+        """The rows of entries that only differ in their pictures. Raises what the server raises, and PictureError."""
         pictures = [read_picture(self.picture(entry)) for entry in entries]
         names = [f"{hashlib.sha256(content).hexdigest()[:16]}.image" for content in pictures]
         graph = self.workflow.filled(entries[0].values, names, entries[0].name)
@@ -82,15 +86,15 @@ def read_picture(path: Path) -> bytes:
             image.load()
         return content
     except FileNotFoundError:
-        raise TableError(f"there is no picture {path}") from None
+        raise PictureError(f"there is no picture {path}") from None
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise TableError(f"{path} cannot be read as a picture ({error})") from None
+        raise PictureError(f"{path} cannot be read as a picture ({error})") from None
 
 
 def share(images: Sequence[bytes], count: int) -> list[Sequence[bytes]]:
-    """Images of each of `count` rows: one row may have several. Raises TableError when they do not come out even."""
+    """Images of each of `count` rows: one row may have several. Raises PictureError when they do not come out even."""
     if not images or (count > 1 and len(images) != count):
-        raise TableError(f"the workflow gave {len(images)} images for {count} pictures")
+        raise PictureError(f"the workflow gave {len(images)} images for {count} pictures")
     return [images] if count == 1 else [[image] for image in images]
 
 
