@@ -8,7 +8,7 @@ from tempfile import gettempdir
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from tools.comfy_client import BEAT_SECONDS, PromptError
 from tools.comfy_server import ROOT, START_SECONDS
@@ -60,8 +60,19 @@ class RayServer:
         if self.actor is None:
             host = ray.remote(Host).options(max_restarts=-1, max_concurrency=2, **self.resources)
             self.actor = host.remote(self.name, self.setup)
-        _, found = self.ask(self.actor.start, START_SECONDS)
+        _, found = self.once_it_is_back(lambda: self.ask(self.actor.start, START_SECONDS))
         self.standard.check(self.name, found)
+
+    def once_it_is_back(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` returns, asked again while Ray makes the actor anew."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return ask()
+            except Lost as lost:
+                if not isinstance(lost.__cause__, ActorUnavailableError) or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
     def perform(self, job: Job) -> Answer:
         return self.ask(self.actor.perform, self.setup.hung_seconds, job)
