@@ -11,7 +11,8 @@ from .mapping import PICTURE_LOADERS, Graph, Mapped, Place, fitting, title
 from .table import TableError
 
 SAVERS = ("SaveImage", "PreviewImage")
-TEXTS = ("PreviewAny", "ZeroConAutoCaption", "ShowText|pysssss")
+TELLERS = ("PreviewAny", "ShowText|pysssss")
+TEXTS = (*TELLERS, "ZeroConAutoCaption")
 
 SAMPLE_BY_SAMPLE = {
     "LoadImage", "ImageScale", "ImageScaleBy", "ImageStitch", "VAEEncode", "VAEDecode", "CheckpointLoaderSimple", "UNETLoader",
@@ -119,7 +120,7 @@ def outputs(graph: Graph, wanted: Sequence[str]) -> dict[str, str]:
 def prune(graph: Graph, ends: Sequence[str]) -> Graph:
     """Without what nobody asked for: previews and comparisons cost time, and a reconstruction costs as many passes as an edit."""
     needed = upstream(graph, ends)
-    tellers = [node for node, content in graph.items() if content["class_type"] in TEXTS]
+    tellers = [node for node, content in graph.items() if content["class_type"] in TELLERS]
     needed |= {node for node in tellers if upstream(graph, [node]) <= needed | {node}}
     return {node: content for node, content in graph.items() if node in needed}
 

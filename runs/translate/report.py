@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, select_autoescape
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image, ImageOps
 
 from zerocon_core.drawing import labelled_grid, to_picture
@@ -64,7 +64,7 @@ class Report:
         return Image.fromarray((grid * 255).round().byte().numpy())
 
     def page(self) -> str:
-        environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape())
+        environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
         asked, said = (
             list(dict.fromkeys(key for row in self.rows for key in row.get(part, {}))) for part in ("asked for", "texts")
         )

@@ -99,9 +99,10 @@ def share(images: Sequence[bytes], count: int) -> list[Sequence[bytes]]:
 
 
 def texts(graph: dict, answer: Answer, place: int) -> dict[str, str]:
-    """What the workflow says about one of its pictures, by the title of the node that shows it."""
+    """What the workflow says about one of its pictures, by the title of the node that shows it; the same words once."""
     shown = {title(graph[node]): output["text"] for node, output in answer.outputs.items() if is_told(graph, node, output)}
-    return {name: str(lines[place] if place < len(lines) else lines[-1]) for name, lines in shown.items() if lines}
+    said = {name: str(lines[place] if place < len(lines) else lines[-1]) for name, lines in shown.items() if lines}
+    return {name: words for words, name in {words: name for name, words in said.items()}.items()}
 
 
 def is_told(graph: dict, node: str, output: dict) -> bool:
