@@ -3,12 +3,17 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .bridge.files.identity import add_route
 from .nodes import NODES
 
 WEB_DIRECTORY = "./web"
 
 
 class ZeroConExtension(ComfyExtension):
+    @override
+    async def on_load(self) -> None:
+        add_route()
+
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

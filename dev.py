@@ -3,6 +3,7 @@
     python dev.py demo            translate the bundled picture on a real ComfyUI server, and measure the result
     python dev.py test [...]      ruff, mypy and all test tiers; further arguments go to pytest
     python dev.py serve [...]     leave a server with the pack running; further arguments go to ComfyUI
+    python dev.py translate [...] run a workflow over a table or a folder of pictures, on one server or many; --help
     python dev.py piebench [...]  run and measure the methods on PIE-Bench; --help lists the arguments
 
 Needs Python 3.10 or newer and, where no ComfyUI is found, git. Environment variables, all optional:
@@ -21,7 +22,8 @@ import sysconfig
 import time
 from pathlib import Path
 
-from tools.comfy_server import PromptError, ServerError, comfy_server, comfyui_version, find_comfyui
+from tools.comfy_client import PromptError, ServerError
+from tools.comfy_server import comfy_server, comfyui_version, find_comfyui
 
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("ZEROCON_VENV", ROOT / ".venv")).expanduser().absolute()
@@ -161,17 +163,21 @@ def demo(comfyui: Path) -> int:
 
 
 def piebench(comfyui: Path, arguments: list[str]) -> int:
-    from benchmarks.piebench.run import model_paths, parse, run  # needs the environment
+    from benchmarks.piebench.run import parse, run, servers_for  # needs the environment
 
     options = parse(arguments)
-    say(f"Starting ComfyUI {comfyui_version(comfyui)}")
-    with comfy_server(comfyui, BASE, model_paths(comfyui, options, BASE)) as client:
-        return run(client, options)
+    return run(servers_for(comfyui, options), options)
+
+
+def translate(comfyui: Path, arguments: list[str]) -> int:
+    from runs.translate.command import main as run_translate  # needs the environment
+
+    return run_translate(comfyui, arguments)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("demo", "test", "serve", "piebench"))
+    parser.add_argument("command", choices=("demo", "test", "serve", "translate", "piebench"))
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     if options.command == "demo" and options.arguments:
@@ -188,7 +194,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped then too
     if options.command == "demo":
         return demo(comfyui)
-    return {"test": test, "serve": serve, "piebench": piebench}[options.command](comfyui, options.arguments)
+    commands = {"test": test, "serve": serve, "translate": translate, "piebench": piebench}
+    return commands[options.command](comfyui, options.arguments)
 
 
 if __name__ == "__main__":

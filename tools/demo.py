@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.comfy_server import ROOT, Client
+from tools.comfy_client import Client
+from tools.comfy_server import ROOT
 from zerocon_core.toyworld.classifier import classify
 from zerocon_core.toyworld.scene import COLOURS, HELD_OUT_SEED, PATTERNS, SHAPES, object_mask, scene_from_seed
 

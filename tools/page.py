@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tools.comfy_server import Client
+from tools.comfy_client import Client
 
 VIRTUAL = {"MarkdownNote", "Note"}  # nodes of the page alone
 RUN = "queue-button"  # the test id of the page's button

@@ -7,20 +7,26 @@ holds mapping_file.json and annotation_images/. Each edit becomes one line of ro
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
-import tempfile
-import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from benchmarks.engine import Item, run_all, servers
-from benchmarks.records import Records, Row
 from benchmarks.tables import markdown
-from tools.comfy_server import ROOT, Client, PromptError
+from runs.engine import Item, run_all
+from runs.fleet import fleet
+from runs.records import Records, Row, write_whole
+from runs.servers.choice import add_engine_options, check_engine_options, model_folders_of, servers_of
+from runs.servers.job import Job, Server
+from runs.servers.own import Setup
+from tools.comfy_client import PromptError
+from tools.comfy_server import ROOT
 from zerocon_core.metrics.report import cell, mean, title
 
 from .dataset import Entry, decode_mask, make_toy_set, read_entries
@@ -33,26 +39,27 @@ PAPER_COLUMNS = (
 PAPER_NETWORKS = {"structure": "facebook/dino-vitb8", "lpips": "squeeze", "clip": "openai/clip-vit-large-patch14"}
 
 
-def run_entry(images: Path, output: Path, entry: Entry, method: str, settings: Settings, client: Client) -> Row:
+def run_entry(images: Path, output: Path, entry: Entry, method: str, settings: Settings, server: Server) -> Row:
     """Edits and measures one picture of the data set in `images`. The edited one is written into `output`."""
-    with tempfile.TemporaryDirectory() as temporary:
-        mask_file = Path(temporary) / f"{entry.key}_mask.png"
-        mask = decode_mask(entry.runs)
-        Image.fromarray(mask * 255).convert("RGB").save(mask_file)  # some hosts load the white of grey pictures as 254
-        names = client.upload(images / "annotation_images" / entry.path), client.upload(mask_file)
-    graph = Graph(entry, *names, settings)
-    picture, metrics = graph.finish(METHODS[method](graph))
-    began = time.monotonic()
-    outputs = client.run(graph)
-    seconds = time.monotonic() - began
-    path = (output / method / entry.path).with_suffix(".png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(client.view(outputs[picture]["images"][0]))
-    measured = json.loads(outputs[metrics]["text"][0])
+    mask = decode_mask(entry.runs)
+    picture, mask_name = Path(entry.path).name, f"{entry.key}_mask.png"
+    graph = Graph(entry, picture, mask_name, settings)
+    shown, metrics = graph.finish(METHODS[method](graph))
+    content = (images / "annotation_images" / entry.path).read_bytes()
+    answer = server.perform(Job(graph, {picture: content, mask_name: encoded(mask)}))
+    write_whole((output / method / entry.path).with_suffix(".png"), answer.images[shown][0])
+    measured = json.loads(answer.outputs[metrics]["text"][0])
     return {
-        "kind": entry.kind, "covered": bool(mask.all()), "seconds": round(seconds, 2), "metrics": measured["images"][0],
+        "kind": entry.kind, "covered": bool(mask.all()), "seconds": round(answer.seconds, 2), "metrics": measured["images"][0],
         "networks": measured["networks"],
     }  # fmt: skip
+
+
+def encoded(mask: np.ndarray) -> bytes:
+    """As PNG, in colours: some hosts load the white of grey pictures as 254."""
+    file = io.BytesIO()
+    Image.fromarray(mask * 255).convert("RGB").save(file, "png")
+    return file.getvalue()
 
 
 def summary(rows: list[Row]) -> str:
@@ -85,7 +92,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--cfg", type=float, default=7.5, help="of every method; default 7.5, as in PIE-Bench's runs")
     for metric, network in PAPER_NETWORKS.items():
         parser.add_argument(f"--{metric}", help=f'network as in the node Edit Metrics, or "off"; default {network}, toy off')
+    add_engine_options(parser)
     options = parser.parse_args(arguments)
+    check_engine_options(parser, options)
     toy = options.checkpoint == TOY
     if options.images is None and not toy:
         parser.error("--images is needed: the folder that holds mapping_file.json")
@@ -99,20 +108,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def model_paths(comfyui: Path, options: argparse.Namespace, base: Path) -> list[str]:
-    """Server arguments that make it find the models of this ComfyUI, and a checkpoint that was given as a path."""
-    checkpoints = [comfyui / "models" / "checkpoints"]
+def servers_for(comfyui: Path, options: argparse.Namespace) -> Sequence[Server]:
+    """Servers that find the models of this ComfyUI, and a checkpoint that was given as a path."""
+    folders = model_folders_of(options, comfyui)
+    models = [] if options.checkpoint == TOY else [Path(options.checkpoint).name]
     if Path(options.checkpoint).is_file():
-        checkpoints.append(Path(options.checkpoint).resolve().parent)
-    lines = ["piebench:", "  checkpoints: |", *(f"    {folder}" for folder in checkpoints)]
-    lines.append(f"  metrics: {comfyui / 'models' / 'metrics'}")
-    file = base / "piebench_models.yaml"
-    base.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return ["--extra-model-paths-config", str(file)]
+        folders["checkpoints"] = [*folders.get("checkpoints", []), Path(options.checkpoint).resolve().parent]
+    return servers_of(options, Setup(comfyui, folders, hung_seconds=options.hung, models=models))
 
 
-def run(client: Client, options: argparse.Namespace) -> int:
+def run(servers: Sequence[Server], options: argparse.Namespace) -> int:
     """Edits and measures what is not there yet, then prints the table. Returns the exit code: 1 if an image failed."""
     if options.images is None:
         options.images = options.output / "toy_set"
@@ -121,13 +126,13 @@ def run(client: Client, options: argparse.Namespace) -> int:
         Path(options.checkpoint).name, options.side, options.steps, options.iterations, options.cfg, options.structure,
         options.lpips, options.clip,
     )  # fmt: skip
-    records = Records(options.output / "rows.jsonl", ("key", "method"), asdict(settings))
     items = [
         Item((entry.key, method), partial(run_entry, options.images, options.output, entry, method, settings))
         for entry in read_entries(options.images, options.types)[: options.limit]
         for method in options.methods
     ]
-    rows = run_all(items, records, servers([client], PromptError))
+    with Records(options.output / "rows.jsonl", ("key", "method"), asdict(settings)) as records:
+        rows = run_all(items, records, fleet(servers, PromptError))
     table = summary(rows)
     (options.output / "table.md").write_text(table + "\n", encoding="utf-8")
     print(f"\n{table}")

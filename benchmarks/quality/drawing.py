@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..records import Row
+from runs.records import Row
+
 from ..toy.bench import Batch
 from ..toy.edits import pictures
 from ..toy.methods import Guided, Score

@@ -24,8 +24,9 @@ from zerocon_pack.bridge.model.facts import pixels_per_position
 from zerocon_pack.zerocon_core.maps.differences import edit_mask, heat_map
 from zerocon_pack.zerocon_core.toyworld.scene import bystander_mask, caption, object_mask
 
-from ..engine import Item, here, run_all
-from ..records import Records, Row
+from runs.engine import Item, here, run_all
+from runs.records import Records, Row
+
 from ..toy.bench import Bench
 from ..toy.edits import ATTRIBUTES, VALUES, Edit, draw_edits, pictures
 from .mask_results import CLAMPS, DRAWS, METHODS, SETTINGS, SMOOTHINGS, STRENGTHS, THRESHOLDS, Results, Setting
@@ -121,8 +122,9 @@ def main() -> int:
     options = parser.parse_args()
     parts = [(first, min(options.batch, options.scenes - first)) for first in range(0, options.scenes, options.batch)]
     items = [Item(part, partial(work, *part)) for part in parts]
-    records = Records(options.output / "records.jsonl", ("first", "count"), {"prompts": PROMPTS, "settings": len(SETTINGS)})
-    rows = run_all(items, records, here)
+    settings = {"prompts": PROMPTS, "settings": len(SETTINGS)}
+    with Records(options.output / "records.jsonl", ("first", "count"), settings) as records:
+        rows = run_all(items, records, here)
     results = Results(rows)
     tables = f"{results.table()}\n\n{results.ablations()}"
     print(tables)

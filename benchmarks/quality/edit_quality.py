@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from ..engine import Item, pool, run_all
-from ..records import Records, Row
+from runs.engine import Item, pool, run_all
+from runs.records import Records, Row
+
 from ..toy.bench import ITERATIONS, STEPS, Batch, Bench
 from ..toy.edits import ATTRIBUTES, KINDS, draw_edits
 from ..toy.score import score
@@ -94,8 +95,8 @@ def main() -> int:
         curves = [curve.thinned() for curve in curves]
     items = work_items(curves, options.study, count)
     settings = {"steps": STEPS, "iterations": ITERATIONS}
-    records = Records(options.output / "records.jsonl", ("setting", "first", "count"), settings)
-    lines = run_all(items, records, pool(options.jobs))
+    with Records(options.output / "records.jsonl", ("setting", "first", "count"), settings) as records:
+        lines = run_all(items, records, pool(options.jobs))
     write_report(options.output, options.study, curves, lines)
     return int(len(lines) < len(items))
 

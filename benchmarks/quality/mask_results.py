@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..records import Row
+from runs.records import Row
+
 from ..tables import markdown
 from ..toy.edits import ATTRIBUTES
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..records import Row
+from runs.records import Row
+
 from ..tables import markdown
 
 KINDS = ("colour", "shape", "pattern", "identity")

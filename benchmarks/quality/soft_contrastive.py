@@ -34,8 +34,9 @@ from zerocon_pack.zerocon_core.methods.finetune import Objective, Targets, draw_
 from zerocon_pack.zerocon_core.toyworld.classifier import classify
 from zerocon_pack.zerocon_core.toyworld.scene import COLOURS, SHAPES, caption, object_mask, scene_from_seed
 
-from ..engine import Item, here, run_all
-from ..records import Records, Row
+from runs.engine import Item, here, run_all
+from runs.records import Records, Row
+
 from ..tables import markdown
 from ..toy.bench import Batch, Bench
 from ..toy.edits import ATTRIBUTES, draw_edits, pictures
@@ -173,7 +174,8 @@ def main() -> int:
         for method in METHODS
         if method.name in options.methods
     ]
-    rows = run_all(items, Records(options.output / "records.jsonl", ("method", "seed"), settings), here)
+    with Records(options.output / "records.jsonl", ("method", "seed"), settings) as records:
+        rows = run_all(items, records, here)
     (options.output / "soft_contrastive.md").write_text(table(rows) + "\n")
     print(table(rows))
     return int(len(rows) < len(items))

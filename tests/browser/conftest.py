@@ -12,7 +12,8 @@ from playwright.sync_api import Page
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tools.comfy_server import Client, comfy_server, comfyui_version, find_comfyui  # noqa: E402
+from tools.comfy_client import Client  # noqa: E402
+from tools.comfy_server import comfy_server, comfyui_version, find_comfyui  # noqa: E402
 from tools.page import comfy_page, find_chromium  # noqa: E402
 
 

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 from pool_work import fails_at_two, square
 
-from benchmarks.engine import Item, attempt, here, pool, run_all, servers
-from benchmarks.records import Records, read_rows
+from runs.engine import Item, attempt, here, pool, run_all
+from runs.fleet import fleet
+from runs.records import Records, read_rows
 
 FIELDS = ("name", "number")
 
@@ -18,12 +19,19 @@ def items(count: int, run) -> list[Item]:
     return [Item(("square", number), partial(run, number)) for number in range(count)]
 
 
-class Client:
-    """A server that remembers what it was asked, and by how many at a time at most."""
+class Worker:
+    """Remembers what it was asked, and by how many at a time at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.asked, self.busy, self.most = [], 0, 0
         self.lock = threading.Lock()
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
 
     def square(self, number: int) -> dict:
         with self.lock:
@@ -85,18 +93,19 @@ def test_a_failure_is_a_row_that_is_tried_again_and_missing_from_the_answer(tmp_
     assert capsys.readouterr().err.startswith("1/1,")
 
 
-def test_servers_share_the_items_and_have_one_at_a_time_each(tmp_path):
-    clients = [Client(), Client()]
-    work = [Item(("square", n), lambda client, n=n: client.square(n)) for n in range(8)]
-    rows = run_all(work, records(tmp_path), servers(clients, ArithmeticError))
+def test_workers_share_the_items_and_have_one_at_a_time_each(tmp_path):
+    workers = [Worker("one"), Worker("two")]
+    work = [Item(("square", n), lambda worker, n=n: worker.square(n)) for n in range(8)]
+    rows = run_all(work, records(tmp_path), fleet(workers, ArithmeticError))
     assert [row["value"] for row in rows] == [n**2 for n in range(8) if n != 2]
-    assert sorted(clients[0].asked + clients[1].asked) == list(range(8))
-    assert all(client.asked and client.most == 1 for client in clients)
+    assert sorted(workers[0].asked + workers[1].asked) == list(range(8))
+    assert all(worker.asked and worker.most == 1 for worker in workers)
 
 
 def test_what_is_not_the_items_failure_ends_the_run(tmp_path):
+    items = [Item(("square", 2), lambda worker: worker.square(2))]
     with pytest.raises(ArithmeticError):
-        run_all([Item(("square", 2), lambda client: client.square(2))], records(tmp_path), servers([Client()], KeyError))
+        run_all(items, records(tmp_path), fleet([Worker("one")], KeyError))
     assert read_rows(tmp_path / "out" / "records.jsonl") == []
     with pytest.raises(ArithmeticError):
         attempt(partial(fails_at_two, 2), KeyError)

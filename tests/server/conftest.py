@@ -14,7 +14,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tools.comfy_server import Client, comfy_server, find_comfyui  # noqa: E402
+from tools.comfy_client import Client  # noqa: E402
+from tools.comfy_server import comfy_server, find_comfyui  # noqa: E402
 
 
 @pytest.fixture(scope="session")

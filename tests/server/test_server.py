@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.comfy_server import LOAD_FAILURE, PACK_NAME, PromptError
+from tools.comfy_client import PromptError
+from tools.comfy_server import LOAD_FAILURE, PACK_NAME
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))

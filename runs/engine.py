@@ -1,15 +1,13 @@
-"""Resumable runs: what `records` lack is done in this process, by several processes, or by servers."""
+"""Resumable runs: what `records` lack is done, in this process or by several; `fleet` does it on workers that may be lost."""
 
 import multiprocessing
-import queue
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -18,7 +16,7 @@ from .records import ERROR, Key, Records, Row
 
 @dataclass(frozen=True)
 class Item:
-    """Something to be done once. `run` returns its row; a pool pickles it, servers call it with the one that is free."""
+    """Something to be done once. `run` returns its row; a pool pickles it, a fleet calls it with the worker that is free."""
 
     key: Key
     run: Callable[..., Row]
@@ -64,26 +62,7 @@ def pool(jobs: int) -> Engine:
     return run
 
 
-def servers(clients: Sequence[Any], failure: type[Exception]) -> Engine:
-    """On servers, one item at a time each. A `failure` is the item's; any other exception is the server's and ends the run."""
-    free: queue.SimpleQueue = queue.SimpleQueue()
-    for client in clients:
-        free.put(client)
-
-    def on_a_free_one(run: Callable[..., Row]) -> Row:
-        client = free.get()
-        try:
-            return attempt(partial(run, client), failure)
-        finally:
-            free.put(client)
-
-    def run(items: Sequence[Item]) -> Iterator[tuple[Item, Row]]:
-        return finished(ThreadPoolExecutor(len(clients)), items, lambda item: partial(on_a_free_one, item.run))
-
-    return run
-
-
-def attempt(run: Callable[[], Row], failure: type[Exception] = Exception) -> Row:
+def attempt(run: Callable[[], Row], failure: type[Exception] | tuple[type[Exception], ...] = Exception) -> Row:
     """The row, or in its place what went wrong."""
     try:
         return run()
@@ -91,9 +70,7 @@ def attempt(run: Callable[[], Row], failure: type[Exception] = Exception) -> Row
         return {ERROR: f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
 
 
-def finished(
-    executor: Executor, items: Sequence[Item], task: Callable[[Item], Callable[[], Row]]
-) -> Iterator[tuple[Item, Row]]:
+def finished(executor: Executor, items: Sequence[Item], task: Callable[[Item], Callable[[], Row]]) -> Iterator[tuple[Item, Row]]:
     """Items in the order in which they are done; those that wait are dropped when nobody asks any more."""
     try:
         futures = {executor.submit(task(item)): item for item in items}
