@@ -1,6 +1,7 @@
 """The nodes, one file a stage of the pipeline."""
 
 from .attention_hooked_unet import AttentionHookedUNet
+from .attention_injection import AttentionInjection
 from .attention_map_preview import AttentionMapPreview
 from .auto_caption import AutoCaption
 from .cds_optimize import CDSOptimize
@@ -23,6 +24,7 @@ NODES = [
     AttentionHookedUNet,
     AttentionMapPreview,
     PatchNCEGuidance,
+    AttentionInjection,
     GuidancePreview,
     CDSOptimize,
     PromptAugment,
