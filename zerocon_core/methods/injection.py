@@ -112,14 +112,14 @@ class WordEdit(NamedTuple):
     counterpart: Tensor
     """Which column of the source a column takes, int64."""
     shared: Tensor
-    """1 where it takes that, 0 where it stays the edit's own."""
+    """Whether it takes that, or stays the edit's own."""
     factor: Tensor
     """Of the column, whichever it is."""
 
     @classmethod
     def replace(cls, count: int, factors: Mapping[int, float] | None = None) -> "WordEdit":
         """Every token takes the map of the source's token at the same place; `factors` of some places."""
-        return cls(torch.arange(count), torch.ones(count), factors_of(count, factors or {}))
+        return cls(torch.arange(count), torch.ones(count, dtype=torch.bool), factors_of(count, factors or {}))
 
     @classmethod
     def refine(
@@ -130,16 +130,14 @@ class WordEdit(NamedTuple):
         `source` and `edited` are the texts' tokens. The token after the text, which ends it, is shared; so is padding where both
         prompts have it. (The published code also lets padding take the map of a word that stands there in a longer source.)
         """
-        counterpart, shared = torch.arange(count), torch.ones(count)
+        counterpart, shared = torch.arange(count), torch.ones(count, dtype=torch.bool)
         ends = [tokens[-1].position + 1 if tokens else 1 for tokens in (source, edited)]
-        texts = {token.position for token in source}
-        for position in range(count):
-            shared[position] = float(position not in texts)
+        shared[[token.position for token in source]] = False
         for token, place in zip(edited, aligned([t.text for t in source], [t.text for t in edited]), strict=True):
-            shared[token.position] = float(place is not None)
+            shared[token.position] = place is not None
             counterpart[token.position] = token.position if place is None else source[place].position
         if max(ends) < count:
-            counterpart[ends[1]], shared[ends[1]] = ends[0], 1.0
+            counterpart[ends[1]], shared[ends[1]] = ends[0], True
         return cls(counterpart, shared, factors_of(count, factors or {}))
 
     def on(self, device: torch.device) -> "WordEdit":
@@ -154,7 +152,7 @@ class WordEdit(NamedTuple):
         """The edit's maps (..., tokens) after the source's were written to them."""
         times = edited.shape[-1] // len(self.counterpart)
         counterpart, shared, factor = self if times == 1 else self.repeated(times)
-        return torch.lerp(edited, source[..., counterpart], shared) * factor
+        return torch.where(shared, source[..., counterpart], edited) * factor
 
 
 def factors_of(count: int, factors: Mapping[int, float]) -> Tensor:
@@ -179,7 +177,7 @@ class LocalBlend:
         """Adds the maps (B, heads, h, w, tokens) of one layer to what was seen of `side`."""
         places = self.words[side]
         if places:
-            seen = probabilities[..., places].float().sum(-1).mean(1)
+            seen = probabilities[..., places].sum(-1).mean(1)
             self.seen[side] = self.seen[side] + seen if side in self.seen else seen
 
     def mask(self, size: tuple[int, int]) -> Tensor:
