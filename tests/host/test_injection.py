@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import comfy.model_management
+import comfy.ops
 import comfy.samplers
 import pytest
 import torch
@@ -164,8 +165,8 @@ def test_every_step_is_that_of_the_published_code(family, case):
     timesteps = model.get_model_object("model_sampling").timestep(levels)
     name = case.split(",")[0]
     expected = transcription(family, name, path.latents, path.latents[0], levels, timesteps, windows, places)
-    plain = transcription(family, name, path.latents, path.latents[0], levels, timesteps, {})
-    assert relative_error(plain[-1], expected[-1]) > 1e-3, "the injection must matter"
+    without = transcription(family, name, path.latents, path.latents[0], levels, timesteps, windows if places else {})
+    assert relative_error(without[-1], expected[-1]) > 1e-3, "the injection, or the blend, must matter"
     assert max(relative_error(mine, theirs) for mine, theirs in zip(seen, expected, strict=True)) < 1e-5
 
 
@@ -285,7 +286,7 @@ SDXL = SD15 | dict(
 
 def network(config) -> UNetModel:
     with torch.device("meta"):
-        return UNetModel(**config, operations=torch.nn)
+        return UNetModel(**config, operations=comfy.ops.disable_weight_init)
 
 
 def places(layers) -> list[tuple]:
