@@ -3,6 +3,7 @@
 import logging
 
 from .attention_hooked_unet import AttentionHookedUNet
+from .attention_injection import AttentionInjection
 from .attention_map_preview import AttentionMapPreview
 from .auto_caption import AutoCaption
 from .caption_encode import CaptionEncode
@@ -30,6 +31,7 @@ NODES = [
     AttentionHookedUNet,
     AttentionMapPreview,
     PatchNCEGuidance,
+    AttentionInjection,
     GuidancePreview,
     CDSOptimize,
     PromptAugment,

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..bridge.loops.word_maps import attention_maps
 from ..bridge.model.attention import hooked_layers
-from ..bridge.model.conditioning import prompt_tokens
+from ..bridge.model.conditioning import pieces_of, prompt_tokens
 from ..bridge.model.facts import HookedLayers, all_cross_attention, pixels_per_position
 from ..zerocon_core.drawing import heat_grids
 from ..zerocon_core.language.text import SEPARATOR, lines, listed
@@ -138,7 +138,7 @@ def words_of(prompted: list[Token], words: str, clip) -> list[Word]:
             f'"{", ".join(phrases)}" cannot be found in the conditioning, which holds no words; connect the CLIP and write the '
             "prompt, or give numbers in tokens"
         )
-    return find_words([(phrase, [token.text for token in prompt_tokens(clip, phrase)]) for phrase in phrases], prompted)
+    return find_words([(phrase, pieces_of(clip, phrase)) for phrase in phrases], prompted)
 
 
 def parse_numbers(tokens: str) -> list[int]:

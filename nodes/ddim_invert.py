@@ -66,7 +66,8 @@ class DDIMInvert(io.ComfyNode):
                     tooltip="For SamplerCustomAdvanced, with DisableNoise as its noise.",
                 ),
                 Trajectory.Output(
-                    "trajectory", display_name="trajectory", tooltip="For PatchNCE Guidance: the source at every noise level."
+                    "trajectory", display_name="trajectory",
+                    tooltip="For PatchNCE Guidance and Attention Injection: the source at every noise level.",
                 ),
                 io.Sigmas.Output("sigmas", display_name="sigmas", tooltip="The noise levels to sample over."),
             ],

@@ -5,7 +5,7 @@ from ..bridge.model.attention import hooked_layers
 from ..zerocon_core.methods.guidance import GuidanceWeights
 from ..zerocon_core.methods.patchnce import PatchNCE
 from .shared.checks import check_conditionings, check_mask
-from .shared.inputs import checkpointing_input, parse_sizes, patchnce_inputs
+from .shared.inputs import align_input, checkpointing_input, parse_sizes, patchnce_inputs
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 from .shared.types import Trajectory
@@ -71,6 +71,7 @@ class PatchNCEGuidance(io.ComfyNode):
                     "inverted source back there; with both lambdas at 0 this is DiffEdit.",
                 ),
                 checkpointing_input(optional=True),
+                align_input(optional=True),
             ],
             outputs=[
                 io.Guider.Output(
@@ -84,7 +85,7 @@ class PatchNCEGuidance(io.ComfyNode):
     def execute(
         cls, hooked_model, source, edited, negative, trajectory, cfg, lambda_xa, lambda_cut, weighting, temperature, patches,
         patch_sizes, contrast, start_percent, end_percent, seed, mask=None, outside="guided",
-        checkpointing=False,
+        checkpointing=False, align=False,
     ) -> io.NodeOutput:  # fmt: skip
         patchnce = PatchNCE(temperature, patches, parse_sizes(patch_sizes), contrast)
         weights = GuidanceWeights(lambda_xa, lambda_cut, weighting == "relative", patchnce)
@@ -97,7 +98,7 @@ class PatchNCEGuidance(io.ComfyNode):
         if outside == "inverted" and not mask.any():
             warn(cls, "the mask is 0 everywhere and outside is inverted: the result will be the source")
         guider = ZeroConGuider(
-            hooked_model, trajectory, weights, start_percent, end_percent, seed, mask, outside == "inverted", checkpointing
+            hooked_model, trajectory, weights, start_percent, end_percent, seed, mask, outside == "inverted", checkpointing, align
         )
         guider.inner_set_conds({"positive": edited, "negative": negative, "source": source})
         guider.set_cfg(cfg)

@@ -30,6 +30,7 @@ PICTURES = {
         "ZeroConDDIMInvert": [11, 12],
         "ZeroConAttentionHookedUNet": [14],
         "ZeroConPatchNCEGuidance": [15, 30],
+        "ZeroConAttentionInjection": [113, 118],
         "ZeroConGuidancePreview": [107, 109, 111],
         "ZeroConEditMetrics": [112],
     },
@@ -58,6 +59,22 @@ MORE = {
         (110, "ImageCrop", {"width": 640, "height": 320, "x": 640, "y": 320}, {"image": (107, 1)}),
         (111, "PreviewImage", {}, {"images": (110, 0)}),
         (112, "ZeroConEditMetrics", {}, {"source": (3, 0), "edited": (19, 0)}),
+        (
+            113,
+            "ZeroConAttentionInjection",
+            {},
+            {"model": (2, 0), "source": (9, 0), "edited": (9, 1), "negative": (9, 0), "trajectory": (12, 1)},
+        ),
+        (
+            114,
+            "SamplerCustomAdvanced",
+            {},
+            {"noise": (17, 0), "guider": (113, 0), "sampler": (16, 0), "sigmas": (12, 2), "latent_image": (12, 0)},
+        ),
+        (115, "VAEDecode", {}, {"samples": (114, 0), "vae": (2, 2)}),
+        (116, "ImageStitch", {"spacing_width": 4}, {"image1": (3, 0), "image2": (115, 0)}),
+        (117, "ImageScaleBy", {"upscale_method": "nearest-exact", "scale_by": 4}, {"image": (116, 0)}),
+        (118, "PreviewImage", {}, {"images": (117, 0)}),
     ]
 }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from comfyui_version import __version__ as comfyui
 
-from . import cds, gradient_pass, guided_step, memory
+from . import cds, gradient_pass, guided_step, injection, memory
 from .shapes import Shape
 from .timing import report
 
@@ -28,6 +28,11 @@ Section = tuple[str, dict]
 def guided_steps(shape: Shape, options: argparse.Namespace) -> Section:
     timing = guided_step.measure(shape, options.steps, options.rounds)
     return report(timing, guided_step.UNIT, guided_step.AGAINST), {"seconds": timing.seconds}
+
+
+def injected_steps(shape: Shape, options: argparse.Namespace) -> Section:
+    timing = injection.measure(shape, options.steps, options.rounds)
+    return report(timing, injection.UNIT, ()), {"seconds": timing.seconds}
 
 
 def iterations_of_cds(shape: Shape, options: argparse.Namespace) -> Section:
@@ -43,7 +48,7 @@ def gradient_passes(shape: Shape, options: argparse.Namespace) -> Section:
 
 
 TIMES: dict[str, Callable[[Shape, argparse.Namespace], Section]] = {
-    "guided_step": guided_steps, "cds": iterations_of_cds, "gradient_pass": gradient_passes,
+    "guided_step": guided_steps, "injection": injected_steps, "cds": iterations_of_cds, "gradient_pass": gradient_passes,
 }  # fmt: skip
 MEMORY = "memory"
 

@@ -1,23 +1,17 @@
 """The core's guided step as a host guider: the stock SamplerCustomAdvanced drives it."""
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import comfy.k_diffusion.sampling
-import comfy.samplers
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...zerocon_core.maps.differences import coverage
 from ...zerocon_core.methods.cds import Recording
 from ...zerocon_core.methods.guidance import Guidance, GuidanceWeights, GuidedStep
 from ...zerocon_core.methods.inversion import Trajectory, closest_level
-from ...zerocon_core.noising import before_euler_step, leading_to
+from ...zerocon_core.noising import before_euler_step
 from ...zerocon_core.observation import Observation
 from ..model.attention import hooked_layers, observe
 from ..model.autograd import reserve_for_backward
@@ -25,32 +19,25 @@ from ..model.comparison import check_comparable
 from ..model.facts import HookedLayers
 from ..model.noising import noising_of
 from .hosted import recording
-
-NAME = "PatchNCE Guidance"
-"""What the page calls the node whose guider this is: it is the stock sampler's node that fails when the guider refuses."""
+from .retracing import RetracingGuider, RetracingRun, has_area, refusing
 
 
 @dataclass(frozen=True)
-class GuidedRun:
-    """What exists while a sampler runs."""
-
+class GuidedRun(RetracingRun):
     guidance: Guidance
     recording: Recording
-    sigmas: Tensor
-    free: Tensor | None
-    """(B, H, W): where the edit is free."""
     continued: bool
     """Whether it goes on with a guided run from the top of the trajectory, which another sampler began (SplitSigmas)."""
 
 
-class ZeroConGuider(comfy.samplers.CFGGuider):
+class ZeroConGuider(RetracingGuider):
     """CFG from an inverted noise, with each step moved towards the source image that was inverted.
 
     A guided step costs one pass of the source without gradients, one of the edit with them, and the passes of CFG. Only the
     latents of the inversion are kept, so memory does not grow with the number of steps.
 
-    The guidance does not look inside `mask` (B, H, W). With `restores`, every step also puts the latent of the inversion back
-    outside it, which is DiffEdit's decoding. With `checkpointing`, the pass with gradients keeps the inputs of blocks alone.
+    The guidance does not look inside `mask` (B, H, W). With `checkpointing`, the pass with gradients keeps the inputs of blocks
+    alone.
 
     `last_run` is what the guidance did in the last finished run: a few numbers a step, and a fingerprint of the result to
     recognise it by.
@@ -67,14 +54,12 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         mask: Tensor | None = None,
         restores: bool = False,
         checkpointing: bool = False,
+        align: bool = False,
     ):
-        super().__init__(model)
-        self.trajectory = trajectory
+        super().__init__("PatchNCE Guidance", model, trajectory, mask, restores, align)
         self.weights = weights
         self.window = (start, end)
         self.seed = seed
-        self.mask = mask
-        self.restores = restores
         self.checkpointing = checkpointing
         self.run: GuidedRun | None = None
         self.last_run: tuple[str, list[GuidedStep]] | None = None
@@ -90,45 +75,12 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         everything_free = self.mask is not None and bool((self.mask >= 1).all())
         return bool(self.weights.lambda_xa or self.weights.lambda_cut) and not everything_free
 
-    def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
-        if self.guides or self.restores:
-            with refusing():
-                self.check(noise, latent_image, sampler, sigmas, denoise_mask)
-        return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+    @property
+    def acts(self) -> bool:
+        return self.guides or super().acts
 
-    def check(
-        self, noise: Tensor, latent_image: Tensor, sampler: comfy.samplers.Sampler, sigmas: Tensor, denoise_mask: Tensor | None
-    ) -> None:
-        """Refuse what would be guided wrongly."""
-        if noise.any():
-            raise ValueError("the sampler adds noise to the inverted latent; connect DisableNoise to its noise input")
-        if denoise_mask is not None:
-            raise ValueError(
-                "the latent has a noise mask, outside of which the sampler would leave noise; take the latent without it and "
-                f"connect the mask to {NAME}"
-            )
-        if not is_euler(sampler):
-            raise ValueError(
-                "this sampler does not take the plain Euler steps that the guidance is exact for; choose euler or ddim in "
-                "KSamplerSelect"
-            )
-        if latent_image.shape != self.trajectory.latents[0].shape:
-            raise ValueError(
-                f"the latent_image of the sampler is {tuple(latent_image.shape)}, the trajectory is of "
-                f"{tuple(self.trajectory.latents[0].shape)}; connect the latent and the trajectory of one DDIM Invert"
-            )
-        used = sigmas if self.restores else sigmas[:-1]
-        unknown = [float(s) for s in used if closest_level(self.trajectory.sigmas, float(s)) is None]
-        if unknown:
-            raise ValueError(
-                f"the trajectory has no latent at sigma {unknown[0]:.4g}; connect the sigmas output of the DDIM Invert that made "
-                "the trajectory to the sampler"
-            )
-        if not self.starts_right(latent_image, float(sigmas[0])):
-            raise ValueError(
-                "the latent_image of the sampler is not the inverted one; connect the noise_latent and the trajectory outputs of "
-                "one DDIM Invert, to the sampler and to PatchNCE Guidance"
-            )
+    def check(self, noise, latent_image, sampler, sigmas, denoise_mask) -> None:
+        super().check(noise, latent_image, sampler, sigmas, denoise_mask)
         if self.guides:
             levels = sigmas[:-1].tolist()
             if self.weights.measures_scale and self.continues(latent_image, levels[0]):
@@ -142,15 +94,6 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
                 "areas away"
             )
 
-    def starts_right(self, latent_image: Tensor, sigma: float) -> bool:
-        """Whether a run from the top of the trajectory starts at what was inverted. Further down (SplitSigmas) it is an edit."""
-        return closest_level(self.trajectory.sigmas[:1], sigma) is None or self.is_source(latent_image, sigma)
-
-    def is_source(self, latent_image: Tensor, sigma: float) -> bool:
-        """Whether a latent is the inverted source at a noise level."""
-        start, inverted = self.model_patcher.model.process_latent_in(latent_image).cpu(), self.source_at(sigma)
-        return bool((start - inverted).norm() <= 1e-2 * inverted.norm())
-
     def continues(self, latent_image: Tensor, sigma: float) -> bool:
         """Whether a run from `sigma` on goes on with one that was guided from the top of the trajectory."""
         top = float(self.trajectory.sigmas[0])
@@ -163,39 +106,22 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
             reserve_for_backward(self.model_options, self.checkpointing)
         return super().outer_sample(*args, **kwargs)
 
-    def inner_sample(self, noise, latent_image, device, sampler, sigmas, *args, **kwargs):
-        free = None if self.mask is None else mask_of_latent(self.mask, latent_image).to(device)
+    def begin(self, latent_image: Tensor, sigmas: Tensor, free: Tensor | None) -> GuidedRun:
         draws = torch.Generator().manual_seed(self.seed)
         guidance = Guidance(noising_of(self.inner_model.model_sampling), self.weights, draws, free)
         region = recording(self, self.model_options, self.checkpointing)
-        self.run = GuidedRun(guidance, region, sigmas, free, self.continues(latent_image, float(sigmas[0])))
-        try:
-            result = super().inner_sample(noise, latent_image, device, sampler, sigmas, *args, **kwargs)
-            self.last_run = fingerprint(result), guidance.history
-            return result
-        finally:
-            self.run = None
+        return GuidedRun(sigmas, free, guidance, region, self.continues(latent_image, float(sigmas[0])))
 
-    def predict_noise(self, x, timestep, model_options, seed=None):
-        if not (self.guides or self.restores):
-            return super().predict_noise(x, timestep, model_options, seed)
-        step = closest_level(self.run.sigmas, float(timestep[0]))
-        sigma, sigma_next = self.run.sigmas[step].to(x), self.run.sigmas[step + 1].to(x)
-        if self.guides and self.in_window(float(sigma)):
-            with refusing():
-                shift = self.shift(x, timestep, model_options)
-            denoised = super().predict_noise(x + shift, timestep, model_options, seed)
-            answer = before_euler_step(denoised, shift, sigma, sigma_next)
-        else:
-            answer = super().predict_noise(x, timestep, model_options, seed)
-        if self.restores:
-            outside = leading_to(self.source_at(sigma_next).to(x), x, sigma, sigma_next)
-            answer = torch.lerp(outside, answer, self.run.free.unsqueeze(1))
-        return answer
+    def finish(self, result: Tensor) -> None:
+        self.last_run = fingerprint(result), self.run.guidance.history
 
-    def source_at(self, sigma: Tensor | float) -> Tensor:
-        """The inverted source (B, C, H, W) at a noise level."""
-        return self.trajectory.latents[closest_level(self.trajectory.sigmas, float(sigma))]
+    def answer(self, x, timestep, sigma, sigma_next, model_options, seed):
+        if not (self.guides and self.in_window(float(sigma))):
+            return super().answer(x, timestep, sigma, sigma_next, model_options, seed)
+        with refusing(self.name):
+            shift = self.shift(x, timestep, model_options)
+        denoised = super().answer(x + shift, timestep, sigma, sigma_next, model_options, seed)
+        return before_euler_step(denoised, shift, sigma, sigma_next)
 
     def in_window(self, sigma: float) -> bool:
         sampling = self.model_patcher.get_model_object("model_sampling")
@@ -203,11 +129,12 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         return end <= sigma <= start
 
     def shift(self, x: Tensor, timestep: Tensor, model_options: dict) -> Tensor:
-        """How far the guidance moves x (B, C, H, W) at noise levels timestep (B,)."""
+        """How far the guidance moves x (B, C, H, W) at noise levels timestep (B,), all of them sigma."""
 
         def look(name: str, levels: Tensor, x: Tensor) -> Observation:
             # The source is compared with the edit, so both are asked in the same way.
-            return observe(self.inner_model, self.conds[name], x, levels, model_options, self.layers, differentiable=True)
+            asked = self.asked_at(x, levels[0])
+            return observe(self.inner_model, self.conds[name], asked, levels, model_options, self.layers, differentiable=True)
 
         guidance = self.run.guidance
         with self.run.recording():
@@ -227,30 +154,5 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         return self.last_run[1]
 
 
-@contextlib.contextmanager
-def refusing() -> Iterator[None]:
-    """Puts the node's name before what is refused inside."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{NAME}: {error}") from error
-
-
 def fingerprint(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()
-
-
-def mask_of_latent(mask: Tensor, latent: Tensor) -> Tensor:
-    """A MASK of any size and batch as (B, H, W) of the latent."""
-    mask = coverage(mask.reshape(-1, *mask.shape[-2:]).float().clamp(0, 1), latent.shape[-2:])
-    return comfy.utils.repeat_to_batch_size(mask, latent.shape[0])
-
-
-def has_area(entry: dict) -> bool:
-    return "area" in entry or bool(entry.get("set_area_to_bounds"))
-
-
-def is_euler(sampler: comfy.samplers.Sampler) -> bool:
-    """Whether `sampler` takes plain Euler steps: "euler" and "ddim" do."""
-    function = getattr(sampler, "sampler_function", None)
-    return function is comfy.k_diffusion.sampling.sample_euler and not sampler.extra_options.get("s_churn")

@@ -40,7 +40,7 @@ def invert(
             callback=lambda step, denoised, x: run.callback(step, denoised, x, len(sigmas) - 1),
         )
         noise = run.model.process_latent_out(path.latents[0]).to(latent_image.device)
-        return noise, Trajectory(path.sigmas.cpu(), [x.cpu() for x in path.latents])
+        return noise, Trajectory(path.sigmas.cpu(), [x.cpu() for x in path.latents], [r.cpu() for r in path.residuals])
 
     guider, preview = guider_of(model, positive=conditioning), prepare_callback(model, len(sigmas) - 1)
     return run_hosted(guider, walk_up, latent_image, sigmas, callback=preview)

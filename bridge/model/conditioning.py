@@ -61,6 +61,11 @@ def prompt_tokens(clip, prompt: str) -> list[Token]:
     return text_tokens(clip, name, windows)
 
 
+def pieces_of(clip, phrase: str) -> list[str]:
+    """The tokenizer's texts of the tokens of a phrase."""
+    return [token.text for token in prompt_tokens(clip, phrase)]
+
+
 def encode_caption(clip, caption: str) -> list:
     """CONDITIONING of a caption of any length, as the host's own text node makes it."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(caption))

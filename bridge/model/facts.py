@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from comfy.cldm.cldm import ControlNet
 from comfy.ldm.modules.attention import GEGLU, BasicTransformerBlock, CrossAttention, SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
@@ -105,3 +105,17 @@ def text_width(model: ModelPatcher) -> int | None:
     if not transformer_layers(model.get_model_object("diffusion_model")):
         return None
     return model.model.model_config.unet_config.get("context_dim")
+
+
+def attention_levels(unet: nn.Module) -> dict[Layer, int]:
+    """How often the image was halved where each transformer block of a host U-Net stands; empty for any other architecture."""
+    if not isinstance(unet, UNetModel):
+        return {}
+    halved = [any(isinstance(module, Downsample) for module in block) for block in unet.input_blocks]
+    doubled = [any(isinstance(module, Upsample) for module in block) for block in unet.output_blocks]
+    at = {
+        "input": lambda number: sum(halved[: number + 1]),
+        "middle": lambda number: sum(halved),
+        "output": lambda number: sum(halved) - sum(doubled[:number]),
+    }
+    return {layer: at[layer.block](layer.number) for layer in transformer_layers(unet)}

@@ -36,6 +36,14 @@ def checkpointing_input(**options) -> io.Input:
     )  # fmt: skip
 
 
+def align_input(**options) -> io.Input:
+    return io.Boolean.Input(
+        "align", default=False, **options,
+        tooltip="Asks the model where the inversion asked it, so that with the source's prompt at CFG 1 the source comes back "
+        "exactly, at any number of steps. Costs nothing. Needs an inversion without lambda_ac and lambda_kl.",
+    )  # fmt: skip
+
+
 def parse_sizes(text: str) -> tuple[int, ...]:
     """Patch sizes such as "1, 2", each once."""
     parts = SEPARATOR.sub(" ", text).split()

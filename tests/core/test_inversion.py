@@ -17,6 +17,7 @@ from zerocon_core.methods.inversion import (
     ddim_invert,
     kl_loss,
     regularize_noise,
+    retracing,
 )
 from zerocon_core.noising import Noising
 
@@ -180,6 +181,37 @@ def test_refinements_converge_to_the_inverse_of_sampling_a_flow():
         errors.append(float((euler_sampling(flow_denoiser, noise, sigmas) - latent).norm() / latent.norm()))
     assert all(after < 0.5 * before for before, after in zip(errors[:-1], errors[1:], strict=True)), errors
     assert errors[-1] < 1e-6
+
+
+@pytest.mark.parametrize("refinements", [0, 2])
+@pytest.mark.parametrize("steps", [2, 3, 20])
+def test_with_the_residuals_euler_sampling_retraces_the_inversion(network, steps, refinements):
+    latent, sigmas = randn(2, 4, 6, 5), noise_levels(steps)
+    path = ddim_invert(EPS, network.denoise, latent, sigmas, refinements=refinements)
+    assert len(path.residuals) == steps
+    x = y = path.latents[0]
+    for i in range(steps):
+        x = euler_sampling(retracing(network.denoise, path.residuals[i]), x, sigmas[i : i + 2])
+        y = euler_sampling(network.denoise, y, sigmas[i : i + 2])
+        torch.testing.assert_close(x, path.latents[i + 1], rtol=1e-12, atol=1e-12)
+    assert (y - latent).norm() > 1e-3 * latent.norm(), "without them it does not"
+
+
+def test_with_the_residuals_euler_sampling_retraces_a_flow():
+    latent, sigmas = randn(1, 4, 3, 5), torch.linspace(1, 0, 9, dtype=torch.float64)
+    path = ddim_invert(FLOW, flow_denoiser, latent, sigmas)
+    x = path.latents[0]
+    for i, residual in enumerate(path.residuals):
+        x = euler_sampling(retracing(flow_denoiser, residual), x, sigmas[i : i + 2])
+    torch.testing.assert_close(x, latent, rtol=1e-12, atol=1e-12)
+
+
+def test_a_regularized_inversion_has_no_residuals(network):
+    regularization = NoiseRegularization()
+    path = ddim_invert(
+        EPS, network.denoise, randn(1, 4, 12, 12), noise_levels(2), regularization=regularization, generator=generator()
+    )
+    assert not path.residuals
 
 
 def test_the_velocity_of_a_flow_is_not_regularized():

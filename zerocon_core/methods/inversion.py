@@ -14,10 +14,15 @@ from ..noising import Denoiser, Noising
 
 
 class Trajectory(NamedTuple):
-    """The latents an inversion passed through: `latents[i]` (B, C, H, W) lies at noise level `sigmas[i]`, sigmas descending."""
+    """The latents an inversion passed through: `latents[i]` (B, C, H, W) lies at noise level `sigmas[i]`, sigmas descending.
+
+    `residuals[i]` is how far from `latents[i]` the model was asked about the step from there to `latents[i + 1]`. An inversion
+    whose predictions were changed before they were followed has none.
+    """
 
     sigmas: Tensor
     latents: list[Tensor]
+    residuals: Sequence[Tensor] = ()
 
 
 class NoiseRegularization(NamedTuple):
@@ -111,17 +116,28 @@ def ddim_invert(
         raise ValueError(f"an inversion needs at least 2 noise levels, got {len(sigmas)}")
     regularize = regularizer(noising, regularization, generator)
     ascending = sigmas.flip(0)
-    latents, x = [latent], latent
+    latents, residuals, x = [latent], [], latent
     for step, (sigma, sigma_next) in enumerate(zip(ascending[:-1], ascending[1:], strict=True)):
         x_next = noising.same_vp_point(x, sigma, sigma_next)
         for _ in range(1 + refinements):
-            denoised = denoise(x_next, sigma_next)
-            x_next = x + (sigma_next - sigma) * regularize(noising.slope(x_next, sigma_next, denoised))
+            asked = x_next
+            denoised = denoise(asked, sigma_next)
+            x_next = x + (sigma_next - sigma) * regularize(noising.slope(asked, sigma_next, denoised))
         x = x_next
         latents.append(x)
+        residuals.append(asked - x)
         if callback is not None:
             callback(step, denoised, x)
-    return Trajectory(sigmas, latents[::-1])
+    return Trajectory(sigmas, latents[::-1], residuals[::-1] if regularization is None else ())
+
+
+def retracing(denoise: Denoiser, residual: Tensor) -> Denoiser:
+    """`denoise` as an Euler sampler has to ask it to walk an inversion back: D(x + r) - r (DirectEdit, 2026).
+
+    At `latents[i]` with `residuals[i]` the sampler's slope is the one that the inversion followed to get there, so its step ends
+    at `latents[i + 1]` up to rounding, at no further pass. The same for every `Noising`.
+    """
+    return lambda x, sigma: denoise(x + residual, sigma) - residual
 
 
 def closest_level(sigmas: Sequence[float] | Tensor, sigma: float, tolerance: float = 1e-4) -> int | None:
