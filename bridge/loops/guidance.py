@@ -18,7 +18,7 @@ from ...zerocon_core.methods.guidance import Guidance, GuidanceWeights, GuidedSt
 from ...zerocon_core.methods.inversion import Trajectory, closest_level
 from ...zerocon_core.noising import before_euler_step, leading_to
 from ...zerocon_core.observation import Observation
-from ..model.attention import hooked_layers, observe
+from ..model.attention import check_every_step, check_whole, hooked_layers, observe
 from ..model.autograd import reserve_for_backward
 from ..model.facts import HookedLayers
 from ..model.noising import noising_of
@@ -96,6 +96,9 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
         self, noise: Tensor, latent_image: Tensor, sampler: comfy.samplers.Sampler, sigmas: Tensor, denoise_mask: Tensor | None
     ) -> None:
         """Refuse what would be guided wrongly."""
+        check_every_step(self.model_patcher)
+        if self.guides:
+            check_whole(self.model_options)
         if noise.any():
             raise ValueError("the sampler adds noise to the inverted latent; connect DisableNoise to its noise input")
         if denoise_mask is not None:

@@ -7,6 +7,7 @@ model gives bit-identical images everywhere else.
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 
 import comfy.samplers
 import torch
@@ -144,20 +145,51 @@ def differentiable_attention(previous: Callable | None) -> Callable:
     return attend
 
 
-def uncompiled(model_options: dict) -> dict:
-    """A copy of `model_options` whose passes run the model itself, not what torch.compile made of it.
+CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+"""The host's nodes that answer from what they kept of an earlier pass, by the key of their wrappers."""
 
-    The host's compile node leaves hooks and patches out of its guards: a graph that was compiled without them runs without them.
-    """
+
+def uncached(model_options: dict) -> dict:
+    """A copy of `model_options` whose passes are all run: a cache takes them for the steps of one sampling."""
     model_options = create_model_options_clone(model_options)
     wrappers = model_options.setdefault("transformer_options", {}).get("wrappers", {})
+    for kind, key in product((WrappersMP.CALC_COND_BATCH, WrappersMP.DIFFUSION_MODEL, WrappersMP.PREDICT_NOISE), CACHES):
+        wrappers.get(kind, {}).pop(key, None)
+    return model_options
+
+
+def hookable(model_options: dict) -> dict:
+    """A copy of `model_options` whose passes run the model itself, neither a cache nor what torch.compile made of it.
+
+    The host's compile node leaves hooks and patches out of its guards: a graph that was compiled without them runs without them.
+    Raises ValueError where passes run on parts of the latent.
+    """
+    check_whole(model_options)
+    model_options = uncached(model_options)
+    wrappers = model_options["transformer_options"].get("wrappers", {})
     wrappers.get(WrappersMP.APPLY_MODEL, {}).pop(COMPILE_KEY, None)
     return model_options
 
 
+def check_whole(model_options: dict) -> None:
+    """Raises ValueError where other nodes have the host run a pass on one part of the latent after the other."""
+    if model_options.get("context_handler") is not None:
+        raise ValueError(
+            "context windows run the model on one part of the latent after the other, and what is read or learned here is the "
+            "whole; take the model before the Context Windows node"
+        )
+
+
+def check_every_step(model: ModelPatcher) -> None:
+    """Raises ValueError where other nodes leave out whole steps of a sampler, and with them what is done at each."""
+    for key, name in CACHES.items():
+        if model.get_wrappers(WrappersMP.PREDICT_NOISE, key):
+            raise ValueError(f"{name} leaves out steps of the sampler, and the guidance with them; remove it from the model")
+
+
 def differentiable_options(model_options: dict) -> dict:
     """A copy of `model_options` for passes with gradients, and for those without that they are compared with."""
-    model_options = uncompiled(model_options)
+    model_options = hookable(model_options)
     options = model_options["transformer_options"]
     options["optimized_attention_override"] = differentiable_attention(options.get("optimized_attention_override"))
     return model_options
@@ -169,7 +201,7 @@ def capture_options(model_options: dict, layers: HookedLayers, capture: Capture,
     A pass with gradients needs `differentiable`, and so does every pass that it is compared with: what a patch does to one pass
     it must do to the other.
     """
-    model_options = (differentiable_options if differentiable else uncompiled)(model_options)
+    model_options = (differentiable_options if differentiable else hookable)(model_options)
     options = model_options["transformer_options"]
     if layers.self_attention:
         options.setdefault("patches", {}).setdefault("attn1_output_patch", []).append(self_attention_hook(layers, capture))

@@ -39,6 +39,7 @@ ROOMS = {
     "benchmarks.toy": (DOOR, "zerocon_core", "bridge"),
     "benchmarks.quality": (*RUNS, "zerocon_core", "bridge", "benchmarks.toy"),
     "benchmarks.speed": (*RUNS, DOOR, "zerocon_core", "bridge"),
+    "benchmarks.patches": (*RUNS, DOOR, "zerocon_core", "bridge", "nodes"),
     "benchmarks.piebench": (*RUNS, "zerocon_core", "tools"),
     "dev": ("tools", "benchmarks.piebench"),
 }
