@@ -8,6 +8,8 @@ import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 from zerocon_pack.bridge.loops.hosted import guider_of
 
@@ -32,10 +34,14 @@ def probed(guider: comfy.samplers.CFGGuider, latent: Tensor, sigma: Tensor, take
 
 
 def denoised(model: ModelPatcher, conditioning: list, x: Tensor, sigma: Tensor) -> Tensor:
-    """What the host answers about x (B, C, H, W), in the model's latent space, under one prompt alone."""
+    """What the host answers about x (B, C, H, W), in the model's latent space, under one prompt alone.
+
+    Patches that leave something to chance meet seed 0.
+    """
 
     def ask(guider, options: dict) -> Tensor:
         levels = sigma.to(x) * x.new_ones(len(x))
+        torch.manual_seed(0)
         return comfy.samplers.calc_cond_batch(guider.inner_model, [guider.conds["positive"]], x.clone(), levels, options)[0]
 
     return probed(guider_of(model, positive=conditioning), model.model.process_latent_out(x), sigma, ask)
@@ -63,6 +69,7 @@ def cross_attention(model: ModelPatcher, conditioning: list, x: Tensor, sigma: T
         return attention_pytorch(q, k, v, heads, *args, **kwargs)
 
     watched = model.clone()
+    watched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILE_KEY)  # it runs without what is put on later
     watched.model_options["transformer_options"]["optimized_attention_override"] = attend
     denoised(watched, conditioning, x, sigma)
     return seen
@@ -73,8 +80,8 @@ def slope(loss: Callable[[float], float], step: float) -> float:
     return (8 * (loss(step) - loss(-step)) - (loss(2 * step) - loss(-2 * step))) / (12 * step)
 
 
-STEPS = (1e-3, 3e-4, 3e-3, 1e-2)
-"""Shares of a vector's length: small steps drown in rounding, large ones cut off what bends."""
+STEPS = (1e-3, 3e-4, 3e-3, 1e-4, 3e-5, 1e-2)
+"""Shares of a vector's length: small steps drown in rounding, large ones cut off what bends, or cross where ToMe jumps."""
 
 
 def gradient_error(loss: Callable[[Tensor], float], at: Tensor, gradient: Tensor, bound: float) -> float:

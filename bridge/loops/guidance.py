@@ -18,10 +18,11 @@ from ...zerocon_core.methods.guidance import Guidance, GuidanceWeights, GuidedSt
 from ...zerocon_core.methods.inversion import Trajectory, closest_level
 from ...zerocon_core.noising import before_euler_step, leading_to
 from ...zerocon_core.observation import Observation
-from ..model.attention import check_every_step, check_whole, hooked_layers, observe
+from ..model.attention import hooked_layers, observe
 from ..model.autograd import reserve_for_backward
 from ..model.facts import HookedLayers
 from ..model.noising import noising_of
+from ..model.patches import check_every_step, check_whole, with_one_chance
 from .hosted import recording
 
 NAME = "PatchNCE Guidance"
@@ -143,7 +144,9 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
 
     def outer_sample(self, *args, **kwargs):
         self.last_run = None
-        if self.guides:  # on the options of this run alone: the host copied them for it
+        if self.guides or self.restores:  # on the options of this run alone: the host copied them for it
+            self.model_options = with_one_chance(self.model_options)
+        if self.guides:
             reserve_for_backward(self.model_options, self.checkpointing)
         return super().outer_sample(*args, **kwargs)
 

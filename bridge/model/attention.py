@@ -7,13 +7,12 @@ model gives bit-identical images everywhere else.
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import product
 
 import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from comfy.model_base import BaseModel
-from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from einops import rearrange
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ...zerocon_core.observation import Observation
 from .facts import HookedLayers, Layer
+from .patches import check_whole, name_of, repeatable
 
 ATTACHMENT = "zerocon_layers"
 
@@ -136,26 +136,12 @@ def differentiable_attention(previous: Callable | None) -> Callable:
     def attend(func: Callable, q: Tensor, *args, **kwargs) -> Tensor:
         out = previous(attention_pytorch, q, *args, **kwargs)
         if torch.is_grad_enabled() and q.requires_grad and not out.requires_grad:
-            name = f"{previous.__module__}.{previous.__qualname__}"
             raise ValueError(
-                f"the attention that another node put into the model ({name}) has no gradient; remove it from the model"
+                f"the attention that another node put into the model ({name_of(previous)}) has no gradient; remove it from there"
             )
         return out
 
     return attend
-
-
-CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache"}
-"""The host's nodes that answer from what they kept of an earlier pass, by the key of their wrappers."""
-
-
-def uncached(model_options: dict) -> dict:
-    """A copy of `model_options` whose passes are all run: a cache takes them for the steps of one sampling."""
-    model_options = create_model_options_clone(model_options)
-    wrappers = model_options.setdefault("transformer_options", {}).get("wrappers", {})
-    for kind, key in product((WrappersMP.CALC_COND_BATCH, WrappersMP.DIFFUSION_MODEL, WrappersMP.PREDICT_NOISE), CACHES):
-        wrappers.get(kind, {}).pop(key, None)
-    return model_options
 
 
 def hookable(model_options: dict) -> dict:
@@ -165,26 +151,10 @@ def hookable(model_options: dict) -> dict:
     Raises ValueError where passes run on parts of the latent.
     """
     check_whole(model_options)
-    model_options = uncached(model_options)
+    model_options = repeatable(model_options)
     wrappers = model_options["transformer_options"].get("wrappers", {})
     wrappers.get(WrappersMP.APPLY_MODEL, {}).pop(COMPILE_KEY, None)
     return model_options
-
-
-def check_whole(model_options: dict) -> None:
-    """Raises ValueError where other nodes have the host run a pass on one part of the latent after the other."""
-    if model_options.get("context_handler") is not None:
-        raise ValueError(
-            "context windows run the model on one part of the latent after the other, and what is read or learned here is the "
-            "whole; take the model before the Context Windows node"
-        )
-
-
-def check_every_step(model: ModelPatcher) -> None:
-    """Raises ValueError where other nodes leave out whole steps of a sampler, and with them what is done at each."""
-    for key, name in CACHES.items():
-        if model.get_wrappers(WrappersMP.PREDICT_NOISE, key):
-            raise ValueError(f"{name} leaves out steps of the sampler, and the guidance with them; remove it from the model")
 
 
 def differentiable_options(model_options: dict) -> dict:
