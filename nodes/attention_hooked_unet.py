@@ -2,6 +2,7 @@ from comfy_api.latest import io
 
 from ..bridge.model.attention import hook_layers
 from ..bridge.model.facts import HookedLayers, transformer_layers
+from .shared.models import check_image_model
 from .shared.refusals import refusing
 from .shared.schema import search_aliases
 
@@ -49,6 +50,7 @@ class AttentionHookedUNet(io.ComfyNode):
     @classmethod
     @refusing
     def execute(cls, model, self_attention, cross_attention, max_side) -> io.NodeOutput:
+        check_image_model(model)
         layers = transformer_layers(model.get_model_object("diffusion_model"))
         if not layers:
             raise ValueError(

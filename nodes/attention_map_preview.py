@@ -11,6 +11,7 @@ from ..zerocon_core.language.text import SEPARATOR, lines, listed
 from ..zerocon_core.language.tokens import Token
 from ..zerocon_core.maps.words import Word, find_words, heat_of_words, name_tokens, normalize, resize
 from .shared.checks import check_conditionings, check_latent
+from .shared.models import check_image_model
 from .shared.refusals import refusing
 from .shared.schema import search_aliases
 
@@ -100,6 +101,7 @@ class AttentionMapPreview(io.ComfyNode):
 
 
 def check(model, samples: Tensor, layers: HookedLayers, image: Tensor | None) -> None:
+    check_image_model(model)
     if not layers.cross_attention:
         raise ValueError(
             f"no cross-attention layer of {type(model.model).__name__} is read; choose layers in Attention Hooked U-Net, or use "

@@ -10,6 +10,7 @@ from ..zerocon_core.methods.cds import PAPER_STEP_SIZE, CDSWeights, authors_step
 from ..zerocon_core.methods.patchnce import PatchNCE
 from .shared.checks import check_conditionings, check_latent, check_mask, item_by_item, same_text
 from .shared.inputs import checkpointing_input, parse_sizes, patchnce_inputs
+from .shared.models import check_image_model
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 
@@ -131,6 +132,7 @@ class CDSOptimize(io.ComfyNode):
 
 
 def check(model, samples: torch.Tensor, source: list, targets: list[list], negative: list) -> None:
+    check_image_model(model)
     if is_flow(model):
         raise ValueError("this is a flow model; it needs a model that predicts eps or v, such as SD1.x, SD2.x or SDXL")
     check_latent(samples, model)

@@ -6,6 +6,7 @@ from ..bridge.model.noising import is_flow
 from ..bridge.status import say
 from ..zerocon_core.methods.inversion import NoiseRegularization
 from .shared.checks import check_conditionings, check_latent
+from .shared.models import check_image_model
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 from .shared.types import Trajectory
@@ -79,6 +80,7 @@ class DDIMInvert(io.ComfyNode):
         cls, model, image_latent, conditioning, steps, lambda_ac, lambda_kl, regularization_steps, rolls, refinements,
         seed, schedule=None,
     ) -> io.NodeOutput:  # fmt: skip
+        check_image_model(model)
         if is_flow(model):
             raise ValueError(
                 "this is a flow model, whose path has no DDIM inversion; it needs a model that predicts eps or v, "

@@ -6,6 +6,7 @@ from ..bridge.model.facts import pixels_per_position
 from ..bridge.status import say
 from ..zerocon_core.maps.differences import edit_mask, heat_map
 from .shared.checks import check_conditionings, check_latent, same_text, single_but
+from .shared.models import check_image_model
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 
@@ -100,6 +101,7 @@ class EditMask(io.ComfyNode):
 
 
 def check(model, samples: torch.Tensor, conditionings: list) -> None:
+    check_image_model(model)
     check_latent(samples, model)
     for conditioning in conditionings:
         check_conditionings(model, samples, prompts=conditioning)

@@ -4,15 +4,16 @@ from functools import partial
 import torch
 from comfy_api.latest import io
 
-from ..bridge.loops.training import Embeddings, Training, model_latents, train
+from ..bridge.loops.training import Draws, Embeddings, Training, model_latents, train
 from ..bridge.model.adapters import apply_lora, loaded_adapters, lora_state, new_adapters
 from ..bridge.model.conditioning import SentenceEncoder
 from ..bridge.model.facts import transformer_layers
 from ..bridge.model.noising import is_flow
 from ..bridge.status import say
 from ..zerocon_core.language.text import lines, listed
-from ..zerocon_core.methods.finetune import Objective, Targets, draw_batches, word_variations
+from ..zerocon_core.methods.finetune import Objective, Targets, draw_batches, exploded, word_variations
 from .shared.checks import single_but
+from .shared.models import check_image_model
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 
@@ -128,8 +129,10 @@ class SoftContrastiveTrain(io.ComfyNode):
         encoder = SentenceEncoder(clip)
         embeddings = Embeddings(encoder)
         choice = Targets(target_count, soft_loss=contrast == SOFT, soft_choice=soft_augmentation)
-        batches = draw_batches(
-            images, captions, variations, steps * accumulation, batch_size, choice, embeddings.__getitem__, seed
+        batches = Draws(
+            partial(
+                draw_batches, images, captions, variations, steps * accumulation, batch_size, choice, embeddings.__getitem__, seed
+            )
         )
         embeddings.encode(batches)
         for text in encoder.cut:
@@ -137,13 +140,23 @@ class SoftContrastiveTrain(io.ComfyNode):
 
         adapters = new_adapters(model, rank, seed) if existing_lora is None else loaded_adapters(model, existing_lora)
         objective = Objective(lambda_contrast, mask_threshold, margin)
-        training = Training(batches, embeddings, objective, learning_rate, accumulation, seed, gradient_checkpointing)
+        samples = min(batch_size, len(images)) * (1 + target_count if variations else 1)
+        training = Training(
+            batches, steps, samples, embeddings, objective, learning_rate, accumulation, seed, gradient_checkpointing
+        )
         history = train(model, training, adapters, report)
+        if exploded(history):
+            warn(
+                cls,
+                f"the loss rose from {history[0].total:.3g} to {history[-1].total:.3g}, so the LoRA is hardly of use; lower "
+                f"learning_rate ({learning_rate:g})",
+            )
         lora = lora_state(adapters)
         return io.NodeOutput(apply_lora(model, lora), lora, {"loss": [step.total for step in history]})
 
 
 def check_model(model) -> None:
+    check_image_model(model)
     if not transformer_layers(model.get_model_object("diffusion_model")) or is_flow(model):
         raise ValueError(
             f"{type(model.model).__name__} is no U-Net that predicts eps or v; it needs a model of the SD1.x, SD2.x or SDXL "

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 from zerocon_pack.bridge.loops.training import (
+    Draws,
     Embeddings,
     Training,
     apply_lora,
@@ -80,7 +81,8 @@ class Trainer:
         """The model with the LoRA of a method."""
         if not method.trained:
             return self.model
-        batches = draw_batches(
+        draw = partial(
+            draw_batches,
             self.images,
             self.captions,
             [word_variations(text, (COLOURS, SHAPES)) for text in self.captions] if method.weight else None,
@@ -90,8 +92,9 @@ class Trainer:
             encode=self.embeddings.__getitem__,
             seed=seed,
         )
+        batches, samples = Draws(draw), BATCH * (1 + TARGETS if method.weight else 1)
         self.embeddings.encode(batches)
-        training = Training(batches, self.embeddings, Objective(method.weight), LEARNING_RATE, 1, seed, False)
+        training = Training(batches, steps, samples, self.embeddings, Objective(method.weight), LEARNING_RATE, 1, seed, False)
         adapters = new_adapters(self.model, RANK, seed)
         train(self.model, training, adapters, report=lambda line: None)
         return apply_lora(self.model, lora_state(adapters))

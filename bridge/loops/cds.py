@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 
 import comfy.model_management
 import comfy.samplers
@@ -19,6 +18,7 @@ from ..model.attention import Capture, capture_options
 from ..model.comparison import check_comparable
 from ..model.facts import HookedLayers
 from ..model.noising import levels_at
+from ..model.patches import acting_names
 from .hosted import Run, guider_of, run_hosted
 
 
@@ -72,19 +72,6 @@ def check_repeatable(run: Run, score: Scorer) -> None:
             f"the model does not answer the same twice, so source and target cannot be compared; remove from it what does that, "
             f"one of {', '.join(names)}"
         )
-
-
-def acting_names(model_options: dict) -> list[str]:
-    """What other nodes put into the model to act in its passes or in CFG, by module and function."""
-    patches = model_options.get("transformer_options", {})
-    functions = [
-        *chain.from_iterable(patches.get("patches", {}).values()),
-        *chain.from_iterable(blocks.values() for blocks in patches.get("patches_replace", {}).values()),
-        *model_options.get("sampler_pre_cfg_function", []),
-        *model_options.get("sampler_post_cfg_function", []),
-        *(model_options[key] for key in ("sampler_cfg_function", "model_function_wrapper") if key in model_options),
-    ]
-    return sorted({f"{f.__module__}.{f.__qualname__}" if hasattr(f, "__qualname__") else type(f).__name__ for f in functions})
 
 
 def denoiser(run: Run, name: str) -> Denoiser:

@@ -18,6 +18,7 @@ from ..model.autograd import reserve_for_backward
 from ..model.comparison import check_comparable
 from ..model.facts import HookedLayers
 from ..model.noising import noising_of
+from ..model.patches import check_whole, with_one_chance
 from .hosted import recording
 from .retracing import RetracingGuider, RetracingRun, has_area, refusing
 
@@ -82,6 +83,7 @@ class ZeroConGuider(RetracingGuider):
     def check(self, noise, latent_image, sampler, sigmas, denoise_mask) -> None:
         super().check(noise, latent_image, sampler, sigmas, denoise_mask)
         if self.guides:
+            check_whole(self.model_options)
             levels = sigmas[:-1].tolist()
             if self.weights.measures_scale and self.continues(latent_image, levels[0]):
                 levels.insert(0, float(self.trajectory.sigmas[0]))
@@ -102,7 +104,9 @@ class ZeroConGuider(RetracingGuider):
 
     def outer_sample(self, *args, **kwargs):
         self.last_run = None
-        if self.guides:  # on the options of this run alone: the host copied them for it
+        if self.guides or self.restores:  # on the options of this run alone: the host copied them for it
+            self.model_options = with_one_chance(self.model_options)
+        if self.guides:
             reserve_for_backward(self.model_options, self.checkpointing)
         return super().outer_sample(*args, **kwargs)
 

@@ -16,6 +16,7 @@ from ...zerocon_core.noising import Noising
 from ..model.autograd import GradientRegion, may_write_in_place, reserve_for_backward
 from ..model.conditioning import check_cover
 from ..model.noising import noising_of
+from ..model.patches import repeatable
 
 Result = TypeVar("Result")
 
@@ -86,7 +87,7 @@ class LoopSampler(comfy.samplers.Sampler, Generic[Result]):
         with torch.inference_mode(False), torch.no_grad():
             mask = None if denoise_mask is None else denoise_mask.float().clone()
             tensors = sigmas.clone(), latent_image.float().clone(), noise.clone(), mask
-            self.result = self.loop(Run(model_wrap, *tensors, extra_args["model_options"], callback))
+            self.result = self.loop(Run(model_wrap, *tensors, repeatable(extra_args["model_options"]), callback))
         return latent_image
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...zerocon_core.maps.differences import coverage
 from ...zerocon_core.methods.inversion import Trajectory, closest_level, retracing
 from ...zerocon_core.noising import leading_to
+from ..model.patches import check_every_step
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class RetracingGuider(comfy.samplers.CFGGuider):
         self, noise: Tensor, latent_image: Tensor, sampler: comfy.samplers.Sampler, sigmas: Tensor, denoise_mask: Tensor | None
     ) -> None:
         """Refuse what would be guided wrongly."""
+        check_every_step(self.model_patcher)
         if noise.any():
             raise ValueError("the sampler adds noise to the inverted latent; connect DisableNoise to its noise input")
         if denoise_mask is not None:

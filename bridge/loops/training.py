@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import comfy.model_management
 import comfy.sampler_helpers
@@ -44,33 +45,44 @@ class Embeddings(dict[str, Embedding]):
         return self[prompt]
 
     def encode(self, batches: Iterable[Iterable[Example]]) -> None:
-        """Makes all that the examples need, so that the text encoder is not needed while the U-Net trains."""
-        for prompt in {prompt: None for batch in batches for example in batch for prompt in example.prompts}:
-            self[prompt]
+        """Makes all that the examples need, so that the text encoder is not needed while the U-Net trains. Can be cancelled."""
+        for batch in batches:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            for prompt in chain.from_iterable(example.prompts for example in batch):
+                self[prompt]
+
+    def conditioning(self, prompts: Sequence[str]) -> list:
+        """The CONDITIONING of a batch in which each sample has its own prompt."""
+        tokens, pooled = zip(*(self[prompt] for prompt in prompts), strict=True)
+        return [[torch.cat(tokens), {} if pooled[0] is None else {"pooled_output": torch.cat(pooled)}]]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The examples of one pass after the other, drawn when they are asked for, and the same each time."""
+
+    draw: Callable[[], Iterator[list[Example]]]
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        return self.draw()
 
 
 @dataclass(frozen=True)
 class Training:
     """What to train on and how."""
 
-    batches: Sequence[Sequence[Example]]
-    """The examples of each pass, steps x accumulation of them."""
-    embeddings: Mapping[str, Embedding]
+    batches: Iterable[Sequence[Example]]
+    """The examples of each pass, steps x accumulation of them, the same each time that they are asked for."""
+    steps: int
+    samples: int
+    """The most that one pass puts through the model."""
+    embeddings: Embeddings
     """Of every caption and target prompt."""
     objective: Objective
     learning_rate: float
     accumulation: int
     seed: int
     checkpointing: bool
-
-    @property
-    def steps(self) -> int:
-        return len(self.batches) // self.accumulation
-
-    @property
-    def samples(self) -> int:
-        """The most that one pass puts through the model."""
-        return max(sum(len(example.prompts) for example in batch) for batch in self.batches)
 
 
 def follow(steps: Iterator[LossValues], total: int, report: Callable[[str], None]) -> list[LossValues]:
@@ -113,10 +125,9 @@ def batch_losses(model: BaseModel, training: Training, model_options: dict, devi
     options = differentiable_options(model_options)
 
     def predict(x: Tensor, sigma: Tensor, prompts: Sequence[str]) -> Tensor:
-        tokens, pooled = zip(*(training.embeddings[prompt] for prompt in prompts), strict=True)
-        entry = [torch.cat(tokens), {} if pooled[0] is None else {"pooled_output": torch.cat(pooled)}]
-        cond = comfy.sampler_helpers.convert_cond([entry])
-        cond = comfy.samplers.process_conds(model, x, {"positive": cond}, device)["positive"]
+        cond = comfy.sampler_helpers.convert_cond(training.embeddings.conditioning(prompts))
+        # Inpaint models look at the shape of the image, and get an empty one: all of it is to be painted.
+        cond = comfy.samplers.process_conds(model, x, {"positive": cond}, device, latent_image=x)["positive"]
         return comfy.samplers.calc_cond_batch(model, [cond], x, sigma, options)[0].float()
 
     def loss() -> Losses:
@@ -145,7 +156,7 @@ def train(
             taken = training_steps(parameters, loss, training.steps, training.learning_rate, training.accumulation, half)
             return follow(taken, training.steps, report)
 
-    first = training.batches[0][0]
+    first = next(iter(training.batches))[0]
     nothing = torch.zeros(training.samples, *first.image.shape[1:])  # its shape tells the host how much memory to free
-    guider = guider_of(model, positive=[[training.embeddings[first.caption][0], {}]])
+    guider = guider_of(model, positive=training.embeddings.conditioning([first.caption]))
     return run_hosted(guider, steps, nothing, torch.zeros(1), backward=True, checkpointing=training.checkpointing)

@@ -12,7 +12,7 @@ import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from comfy.model_base import BaseModel
-from comfy.model_patcher import ModelPatcher, create_model_options_clone
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from einops import rearrange
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...zerocon_core.observation import Observation
 from .facts import HookedLayers, Layer
+from .patches import check_whole, name_of, repeatable
 
 ATTACHMENT = "zerocon_layers"
 
@@ -135,29 +136,30 @@ def differentiable_attention(previous: Callable | None) -> Callable:
     def attend(func: Callable, q: Tensor, *args, **kwargs) -> Tensor:
         out = previous(attention_pytorch, q, *args, **kwargs)
         if torch.is_grad_enabled() and q.requires_grad and not out.requires_grad:
-            name = f"{previous.__module__}.{previous.__qualname__}"
             raise ValueError(
-                f"the attention that another node put into the model ({name}) has no gradient; remove it from the model"
+                f"the attention that another node put into the model ({name_of(previous)}) has no gradient; remove it from there"
             )
         return out
 
     return attend
 
 
-def uncompiled(model_options: dict) -> dict:
-    """A copy of `model_options` whose passes run the model itself, not what torch.compile made of it.
+def hookable(model_options: dict) -> dict:
+    """A copy of `model_options` whose passes run the model itself, neither a cache nor what torch.compile made of it.
 
     The host's compile node leaves hooks and patches out of its guards: a graph that was compiled without them runs without them.
+    Raises ValueError where passes run on parts of the latent.
     """
-    model_options = create_model_options_clone(model_options)
-    wrappers = model_options.setdefault("transformer_options", {}).get("wrappers", {})
+    check_whole(model_options)
+    model_options = repeatable(model_options)
+    wrappers = model_options["transformer_options"].get("wrappers", {})
     wrappers.get(WrappersMP.APPLY_MODEL, {}).pop(COMPILE_KEY, None)
     return model_options
 
 
 def differentiable_options(model_options: dict) -> dict:
     """A copy of `model_options` for passes with gradients, and for those without that they are compared with."""
-    model_options = uncompiled(model_options)
+    model_options = hookable(model_options)
     options = model_options["transformer_options"]
     options["optimized_attention_override"] = differentiable_attention(options.get("optimized_attention_override"))
     return model_options
@@ -169,7 +171,7 @@ def capture_options(model_options: dict, layers: HookedLayers, capture: Capture,
     A pass with gradients needs `differentiable`, and so does every pass that it is compared with: what a patch does to one pass
     it must do to the other.
     """
-    model_options = (differentiable_options if differentiable else uncompiled)(model_options)
+    model_options = (differentiable_options if differentiable else hookable)(model_options)
     options = model_options["transformer_options"]
     if layers.self_attention:
         options.setdefault("patches", {}).setdefault("attn1_output_patch", []).append(self_attention_hook(layers, capture))

@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from .checkpointing import as_checkpoint
 from .facts import gated_gelus, is_unet, repeated_blocks
 from .inference_tensors import REFUSAL, AliasInferenceTensors, all_savable, plain_alias
+from .patches import chance_of_now
 from .weighted_ops import as_gated_gelu, as_resident, as_weighted_op, is_resident, weighted_modules
 
 BACKWARD_MEMORY, CHECKPOINTED_MEMORY = 12, 5
@@ -81,6 +82,7 @@ class GradientRegion:
         self.roots = roots
         self.networks = [root.diffusion_model if isinstance(root, BaseModel) else root for root in roots]
         self.checkpointing = checkpointing
+        self.device = comfy.model_management.get_torch_device()
         self.copies = writes_in_place or not all(is_unet(network) for network in self.networks)
         self.meets_inference_tensors = False
         """Whether something that is no parameter, buffer or input is an inference tensor: other packs bring such."""
@@ -116,11 +118,14 @@ class GradientRegion:
     def again(self, swapper: ModelPatcher | None) -> Callable[[], AbstractContextManager]:
         """The context in which a block that runs now can run once more."""
         hooks = None if swapper is None else swapper.current_hooks
+        chance = chance_of_now(self.device) if self.copies else contextlib.nullcontext  # patches may leave something to it
 
-        def context() -> AbstractContextManager:
+        @contextlib.contextmanager
+        def context() -> Iterator[None]:
             if swapper is not None:
                 swapper.apply_hooks(hooks)
-            return AliasInferenceTensors() if self.meets_inference_tensors else contextlib.nullcontext()
+            with chance(), AliasInferenceTensors() if self.meets_inference_tensors else contextlib.nullcontext():
+                yield
 
         return context
 

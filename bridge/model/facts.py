@@ -6,7 +6,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from comfy.cldm.cldm import ControlNet
-from comfy.ldm.modules.attention import GEGLU, BasicTransformerBlock, CrossAttention, SpatialTransformer
+from comfy.ldm.modules.attention import GEGLU, BasicTransformerBlock, CrossAttention, SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
@@ -61,6 +61,16 @@ def all_cross_attention(unet: nn.Module) -> HookedLayers:
 def is_unet(network: nn.Module) -> bool:
     """Whether `network` is one of the host's U-Nets, or a ControlNet of one."""
     return isinstance(network, (UNetModel, ControlNet))
+
+
+def is_video_unet(network: nn.Module) -> bool:
+    """Whether `network` is a U-Net whose samples are the frames of one video (SVD)."""
+    return isinstance(network, UNetModel) and any(isinstance(module, SpatialVideoTransformer) for module in network.modules())
+
+
+def latent_dimensions(model: ModelPatcher) -> int:
+    """Of one latent: 2 for images, 3 for video, 1 for sound."""
+    return model.get_model_object("latent_format").latent_dimensions
 
 
 def repeated_blocks(network: nn.Module) -> list[nn.Module]:

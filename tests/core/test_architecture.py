@@ -45,6 +45,7 @@ ROOMS = {
     "benchmarks.toy": (DOOR, "zerocon_core", "bridge"),
     "benchmarks.quality": ("runs", TABLES, "zerocon_core", "bridge", "benchmarks.toy"),
     "benchmarks.speed": ("runs", TABLES, DOOR, "zerocon_core", "bridge", "training"),
+    "benchmarks.patches": ("runs", TABLES, DOOR, "zerocon_core", "bridge", "nodes"),
     "benchmarks.piebench": ("runs", TABLES, "zerocon_core", "tools"),
     "dev": ("tools", "runs.translate", "benchmarks.piebench"),
 }

@@ -204,7 +204,7 @@ def test_methods_see_the_same_images():
     images = list(randn(5, 3, 4, 4, seed=7).split(1))
     variations = [word_variations(caption, [COLOURS]) for caption in captions]
     runs = [
-        draw_batches(images, captions, words, 10, 2, choice, encode, seed=3)
+        [*draw_batches(images, captions, words, 10, 2, choice, encode, seed=3)]
         for words, choice in ((None, Targets()), (variations, Targets(3, False, False)), (variations, Targets(4)))
     ]
     seen = [[example.caption for batch in batches for example in batch] for batches in runs]

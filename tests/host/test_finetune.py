@@ -215,7 +215,8 @@ def tiny_training(steps: int = 1, **changes) -> finetune.Training:
     images = randn(2, 4, 8, 6, seed=1).split(1)
     batch = [Example(image, PROMPTS[0], PROMPTS[1:], torch.tensor([0.5, 1.0, 0.8])) for image in images]
     embeddings = {prompt: (randn(1, 7, WIDTH, seed=seed), randn(1, WIDTH, seed=seed)) for seed, prompt in enumerate(PROMPTS)}
-    training = finetune.Training([batch] * steps, embeddings, Objective(), 0.01, 1, seed=0, checkpointing=False)
+    embeddings = finetune.Embeddings(embeddings.__getitem__)
+    training = finetune.Training([batch] * steps, steps, 8, embeddings, Objective(), 0.01, 1, seed=0, checkpointing=False)
     return replace(training, **changes)
 
 
@@ -280,7 +281,7 @@ def plain_lora_training(patcher, training: finetune.Training, adapters: dict) ->
 
 def test_weight_0_is_plain_lora_training():
     alone = [[Example(example.image, example.caption) for example in batch] for batch in tiny_training(3).batches]
-    training = tiny_training(batches=alone)
+    training = tiny_training(3, batches=alone)
     with torch.inference_mode():
         patcher = tiny_unet()
         trained = tiny_adapters(patcher)

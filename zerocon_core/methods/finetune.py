@@ -222,8 +222,8 @@ def draw_batches(
     choice: Targets,
     encode: Callable[[str], Embedding],
     seed: int,
-) -> list[list[Example]]:
-    """The examples of all `passes` of a training. Without `variations` there are no target prompts: plain training.
+) -> Iterator[list[Example]]:
+    """The examples of one pass after the other. Without `variations` there are no target prompts: plain training.
 
     Images and prompts have generators of their own, so methods that differ in the prompts see the same images.
     """
@@ -236,7 +236,8 @@ def draw_batches(
         targets = draw_targets(captions[number], variations[number], choice, encode, words)
         return Example(images[number], captions[number], *targets)
 
-    return [[example(number) for number in draw_images(shapes, size, which)] for _ in range(passes)]
+    for _ in range(passes):
+        yield [example(number) for number in draw_images(shapes, size, which)]
 
 
 def training_steps(
@@ -269,3 +270,13 @@ def training_steps(
         scaler.step(optimizer)
         scaler.update()
         yield LossValues(*(sum(values) / accumulation for values in zip(*parts, strict=True)))
+
+
+def exploded(history: Sequence[LossValues]) -> bool:
+    """Whether L_LDM ended far above where it began, and above what predicting no noise at all costs, which is 1 (ours).
+
+    The beginning and the end are a tenth of the steps each: single losses depend on the noise level that was drawn.
+    """
+    tenth = -(-len(history) // 10)
+    first, last = (sum(step.ldm for step in part) / tenth for part in (history[:tenth], history[-tenth:]))
+    return last > max(1.0, 2 * first)
