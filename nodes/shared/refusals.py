@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ...bridge.status import say
 from .checks import check_finite
+from .links import check_links
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ def refusing(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
     @wraps(execute)
     def execute_or_refuse(cls: type[io.ComfyNode], *args, **kwargs) -> io.NodeOutput:
         try:
+            check_links(cls.define_schema(), kwargs)
             check_finite(kwargs)
             return execute(cls, *args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
