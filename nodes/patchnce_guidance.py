@@ -88,7 +88,7 @@ class PatchNCEGuidance(io.ComfyNode):
         patchnce = PatchNCE(temperature, patches, parse_sizes(patch_sizes), contrast)
         weights = GuidanceWeights(lambda_xa, lambda_cut, weighting == "relative", patchnce)
         check(hooked_model, source, edited, weights)
-        check_conditionings(hooked_model, None, source=source, edited=edited, negative=negative)
+        check_conditionings(hooked_model, trajectory.latents[0], source=source, edited=edited, negative=negative)
         if mask is not None:
             check_mask(mask)
         if outside == "inverted" and mask is None:

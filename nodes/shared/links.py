@@ -33,7 +33,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "GUIDER": lambda value: hasattr(value, "sample"),
     "LORA_MODEL": lambda value: isinstance(value, dict) and all(map(is_tensor, value.values())),
     "STRING": lambda value: isinstance(value, str),
-    "ZEROCON_TRAJECTORY": lambda value: isinstance(value, Trajectory),
+    "ZEROCON_TRAJECTORY": lambda value: isinstance(value, Trajectory) and len(value.latents) == len(value.sigmas) > 0,
     "ZEROCON_DIRECTION": lambda value: isinstance(value, EditDirection),
 }
 """By the type of the link: whether a value is of it."""

@@ -7,7 +7,7 @@ from functools import wraps
 from comfy_api.latest import io
 
 from ...bridge.status import say
-from .checks import check_finite
+from .checks import check_written
 from .links import check_links
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def refusing(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
     def execute_or_refuse(cls: type[io.ComfyNode], *args, **kwargs) -> io.NodeOutput:
         try:
             check_links(cls.define_schema(), kwargs)
-            check_finite(kwargs)
+            check_written(kwargs)
             return execute(cls, *args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
             raise ValueError(f"{cls.define_schema().display_name}: {error}") from error

@@ -36,7 +36,8 @@ def shared() -> Graph:
         "scene": node("ZeroConToyScene", seed=4, colour="red", shape="circle", pattern="plain", size=64),
         "encoded": node("VAEEncode", pixels=["scene", 0], vae=["world", 2]),
         "direction": node(
-            "ZeroConEditDirection", clip=["world", 1], caption=["scene", 1], edit_from="red", edit_to="blue", bank="a {}", strength=1,
+            "ZeroConEditDirection", clip=["world", 1], caption=["scene", 1], edit_from="red", edit_to="blue", bank="a {}",
+            strength=1,
         ),
     }  # fmt: skip
 
@@ -135,7 +136,8 @@ def verdict(bits: dict[str, set[str]], held: dict[int, dict[str, int]]) -> list[
     """What is wrong: other bits, more tensors or more memory than after the first runs."""
     first, last = held[min(held)], held[max(held)]
     wrong = [f"{name} gave {len(seen)} different results" for name, seen in bits.items() if len(seen) > 1]
-    wrong += [f"{kind} of tensors grew from {first[kind]} to {last[kind]}" for kind in ("tensors", "bytes") if last[kind] > first[kind]]
+    grown = [kind for kind in ("tensors", "bytes") if last[kind] > first[kind]]
+    wrong += [f"{kind} grew from {first[kind]} to {last[kind]}" for kind in grown]
     if last["rss"] > first["rss"] * (1 + ALLOWED_GROWTH):
         wrong.append(f"resident memory grew from {first['rss']} to {last['rss']} kB")
     return wrong

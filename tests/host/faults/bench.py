@@ -92,23 +92,26 @@ def loop_graph(loop: str) -> dict[str, dict]:
     return graph
 
 
-def modes() -> tuple:
+def modes() -> dict:
     """What a thread has open."""
-    return (
-        torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch._C._len_torch_function_stack(),
-        torch._C._len_torch_dispatch_stack(), torch._C._autograd._saved_tensors_hooks_is_enabled(),
-        torch._C._autograd._top_saved_tensors_default_hooks(True), torch.is_autocast_enabled("cpu"),
-        comfy.model_management.processing_interrupted(),
-    )  # fmt: skip
+    return {
+        "inference": torch.is_inference_mode_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "function modes": torch._C._len_torch_function_stack(),
+        "dispatch modes": torch._C._len_torch_dispatch_stack(),
+        "saved tensors": torch._C._autograd._top_saved_tensors_default_hooks(True),
+        "interrupted": comfy.model_management.processing_interrupted(),
+    }
 
 
-def state(values: Values) -> dict:
+def state(values: Values) -> dict[str, dict]:
     """All that a run must leave as it was."""
     networks = {"model": values["model"], "clip": values["clip"].patcher, "vae": values["vae"].patcher}
     return {name: fingerprint(patcher) | hooks(patcher.model) for name, patcher in networks.items()} | {"modes": modes()}
 
 
-def hooks(model: torch.nn.Module) -> dict:
+def hooks(model: torch.nn.Module) -> dict[str, list[int]]:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return {kind: [len(getattr(module, kind)) for module in model.modules()] for kind in kinds}
 
@@ -144,8 +147,7 @@ class Bench:
             GraphRunner()(graph, self.values)
         del error, broken
         after, left = state(self.values), tensor_bytes() - self.bytes
-        wrong = [f"{name} {key}" for name in ("model", "clip", "vae") for key in after[name] if after[name][key] != self.before[name][key]]
-        wrong += ["modes"] * (after["modes"] != self.before["modes"])
+        wrong = [f"{name} {key}" for name in after for key in after[name] if after[name][key] != self.before[name][key]]
         return wrong + [f"{left} bytes of tensors kept"] * (left > 0)
 
     def results(self) -> dict[str, torch.Tensor]:

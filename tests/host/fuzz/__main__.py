@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="only every so many of the graphs")
     options = parser.parse_args(ARGUMENTS)
 
+    sys.stdout.reconfigure(errors="backslashreplace")  # some of the texts are none
     runner = GraphRunner()
     values, found, defects, slowest = toy_values(runner), defaultdict(Counter), [], (0.0, None)
     began = time.process_time()

@@ -18,7 +18,7 @@ FINE, REFUSED, HOST, CANCELLED = "fine", "refused in a sentence", "refused by th
 TRACEBACK, SILENT, DEAF = "TRACEBACK from inside", "NOT FINITE without a word", "DEAF to cancel"
 DEFECTS = (TRACEBACK, SILENT, DEAF)
 
-PATIENCE, LIMIT = 15, 60
+PATIENCE, LIMIT = 5, 60
 """Seconds of computing until a graph is cancelled, and until it must have ended. Not of waiting: the machine may be shared."""
 
 
@@ -96,7 +96,8 @@ NAMING = {"execute_or_refuse", "refusing"}
 
 def raised_by_the_pack(trace: str) -> bool:
     """Whether one of the errors that led to each other was raised by a `raise` of the pack."""
-    raised = [list(PLACE.finditer(block))[-1] for block in trace.split("Traceback (most recent call last)")[1:] if PLACE.search(block)]
+    blocks = trace.split("Traceback (most recent call last)")[1:]
+    raised = [list(PLACE.finditer(block))[-1] for block in blocks if PLACE.search(block)]
     return any(
         Path(place["file"]).is_relative_to(ROOT) and place["code"].startswith("raise ") and place["function"] not in NAMING
         for place in raised
