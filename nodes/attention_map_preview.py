@@ -140,6 +140,8 @@ def words_of(prompted: list[Token], words: str, clip) -> list[Word]:
             f'"{", ".join(phrases)}" cannot be found in the conditioning, which holds no words; connect the CLIP and write the '
             "prompt, or give numbers in tokens"
         )
+    if len(phrases) > len(prompted):
+        raise ValueError(f"words holds {len(phrases)} words or phrases and the prompt {len(prompted)} tokens; choose fewer")
     return find_words([(phrase, pieces_of(clip, phrase)) for phrase in phrases], prompted)
 
 

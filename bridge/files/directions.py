@@ -36,17 +36,24 @@ def direction_path(name: str) -> str:
 def save_direction(direction: EditDirection, prefix: str) -> str:
     """Writes a numbered safetensors file under the output folder and returns its path within it.
 
-    Raises ValueError for a direction of each image of a batch, which means nothing for others.
+    Raises ValueError for a direction of each image of a batch, which means nothing for others, or a prefix that is no
+    place there.
     """
     if len(direction.tokens) > 1:
         raise ValueError(
             f"this is a direction for each of {len(direction.tokens)} captions; take one caption, or write both phrases in Edit "
             "Direction, which give one direction for all"
         )
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-    file = f"{name}_{counter:05}_.safetensors"
     tensors = {"tokens": direction.tokens} | ({} if direction.pooled is None else {"pooled": direction.pooled})
-    safetensors.torch.save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, os.path.join(folder, file))
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+        file = f"{name}_{counter:05}_.safetensors"
+        safetensors.torch.save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, os.path.join(folder, file))
+    except Exception as error:  # the host's has no kind of its own for a place outside of its folder
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"nothing can be saved there ({reason}); choose a shorter filename_prefix, under the output folder"
+        ) from error
     return os.path.join(subfolder, file)
 
 

@@ -33,6 +33,8 @@ def attention_maps(
                 "Attention Hooked U-Net"
             )
         maps = average_maps(list(shown.values()), (height, width))
+        if not torch.isfinite(maps).all():
+            raise ValueError("the attention maps are not finite; check latent and prompt, or load the model in float32")
         whole = maps.new_zeros(*maps.shape[:2], *x.shape[-2:])
         whole[..., top : top + height, left : left + width] = maps
         return whole.cpu()

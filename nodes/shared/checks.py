@@ -1,6 +1,7 @@
 """What several nodes refuse, and how inputs that are lists become one value."""
 
 import math
+import re
 from collections.abc import Callable
 from functools import wraps
 
@@ -9,13 +10,18 @@ from comfy_api.latest import io
 
 from ...bridge.model.facts import text_width
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Halves of characters in UTF-16, which are no text by themselves: no tokenizer, file or page takes them."""
 
-def check_finite(inputs: dict) -> None:
-    """Numbers that the page cannot send, but a program that drives the server can."""
+
+def check_written(inputs: dict) -> None:
+    """Numbers and texts that the page cannot send, but a program that drives the server can."""
     for name, value in inputs.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ValueError(f"{name} is {number}; it needs a finite number")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"{name} is {item}; it needs a finite number")
+            if isinstance(item, str) and (half := SURROGATE.search(item)):
+                raise ValueError(f"{name} holds one half of a character, U+{ord(half[0]):04X}; write whole characters")
 
 
 def check_latent(samples: torch.Tensor, model) -> None:
@@ -38,6 +44,8 @@ def check_conditionings(model, samples: torch.Tensor | None, **conditionings: li
     for name, conditioning in conditionings.items():
         if not conditioning:
             raise ValueError(f"the {name} conditioning is empty; connect a prompt through CLIP Text Encode or Edit Direction")
+        for tokens, options in conditioning:
+            check_entry(name, tokens, options, samples)
         for tokens in (tokens for tokens, _ in conditioning if tokens is not None):
             if width is not None and tokens.shape[-1] != width:
                 raise ValueError(
@@ -49,6 +57,38 @@ def check_conditionings(model, samples: torch.Tensor | None, **conditionings: li
                     f"the {name} conditioning is a batch of {tokens.shape[0]}, the latent of {samples.shape[0]}; give one prompt "
                     "for all images or one for each, a line each in Edit Direction or Caption Encode"
                 )
+
+
+def check_entry(name: str, tokens: torch.Tensor | None, options: dict, samples: torch.Tensor | None) -> None:
+    """One prompt of a CONDITIONING: what no model takes, and areas that lie outside of the latent."""
+    if tokens is not None and (tokens.ndim != 3 or min(tokens.shape) == 0):
+        raise ValueError(
+            f"the {name} conditioning has embeddings of {tuple(tokens.shape)}; it needs (B, tokens, width), as CLIP Text Encode "
+            "gives them"
+        )
+    mask = options.get("mask")
+    numbers = [tensor for tensor in (tokens, options.get("pooled_output"), mask) if isinstance(tensor, torch.Tensor)]
+    if not all(torch.isfinite(tensor).all() for tensor in numbers) or not math.isfinite(options.get("strength", 1.0)):
+        raise ValueError(
+            f"the {name} conditioning holds NaN or infinite values; check the weights in its prompt, such as (cat:1.2), its "
+            "strength and mask, and the text encoder"
+        )
+    if mask is not None and min(mask.shape) == 0:
+        raise ValueError(f"the {name} conditioning has a mask of {tuple(mask.shape)}; check the node that made it")
+    area = options.get("area")
+    if samples is not None and area is not None and not lies_inside(area, *samples.shape[-2:]):
+        raise ValueError(
+            f"the {name} conditioning has an area that lies outside of the image; check width, height, x and y of its area node"
+        )
+
+
+def lies_inside(area: tuple, height: int, width: int) -> bool:
+    """Whether a CONDITIONING's area, (height, width, y, x) in latent positions or shares, meets a latent of this size."""
+    if area[0] == "percentage":
+        rows, columns, top, left = (share * side for share, side in zip(area[1:], (height, width) * 2, strict=True))
+        return 0 <= round(top) < height and 0 <= round(left) < width and rows > 0 and columns > 0
+    rows, columns, top, left = area
+    return 0 <= top < height and 0 <= left < width and rows > 0 and columns > 0
 
 
 def check_images(name: str, images: torch.Tensor) -> None:

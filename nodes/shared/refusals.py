@@ -7,7 +7,8 @@ from functools import wraps
 from comfy_api.latest import io
 
 from ...bridge.status import say
-from .checks import check_finite
+from .checks import check_written
+from .links import check_links
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ def refusing(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
     @wraps(execute)
     def execute_or_refuse(cls: type[io.ComfyNode], *args, **kwargs) -> io.NodeOutput:
         try:
-            check_finite(kwargs)
+            check_links(cls.define_schema(), kwargs)
+            check_written(kwargs)
             return execute(cls, *args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
             raise ValueError(f"{cls.define_schema().display_name}: {error}") from error
