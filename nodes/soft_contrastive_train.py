@@ -115,10 +115,6 @@ class SoftContrastiveTrain(io.ComfyNode):
         check_model(model)
         images = model_latents(model, image_latents(latents))
         captions = caption_list(captions, len(images))
-        if len(images) != len(captions):
-            raise ValueError(
-                f"there are {len(images)} images and {len(captions)} captions; it needs one caption an image, in the same order"
-            )
         variations = None
         if lambda_contrast:
             variations = target_variations(captions, words, target_prompts)
@@ -186,7 +182,10 @@ def caption_list(texts: list[str], images: int) -> list[str]:
     """The items of a list with one an image, or the lines of its texts, as Auto Caption gives them for batches."""
     if len(texts) == images > 1:
         return [" ".join(text.split()) for text in texts]
-    return [line for text in texts for line in lines(text)]
+    captions = [line for text in texts for line in lines(text)]
+    if len(captions) != images:
+        raise ValueError(f"there are {images} images and {len(captions)} captions; it needs one caption an image, in the same order")
+    return captions
 
 
 def target_variations(captions: list[str], words: list[str], target_prompts: Sequence[str]) -> list[list[list[str]]]:
