@@ -129,6 +129,11 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
                 "the latent_image of the sampler is not the inverted one; connect the noise_latent and the trajectory outputs of "
                 "one DDIM Invert, to the sampler and to PatchNCE Guidance"
             )
+        if self.guides and self.mask is not None and any(has_area(e) for c in self.original_conds.values() for e in c):
+            raise ValueError(
+                "a mask does not work together with prompts that have an area of their own; leave the mask unconnected or the "
+                "areas away"
+            )
         if self.guides:
             levels = sigmas[:-1].tolist()
             if self.weights.measures_scale and self.continues(latent_image, levels[0]):
@@ -136,11 +141,6 @@ class ZeroConGuider(comfy.samplers.CFGGuider):
             guided = [sigma for sigma in levels if self.in_window(sigma)]
             source, edited = (self.original_conds[name] for name in ("source", "positive"))
             check_comparable(self.model_patcher, self.layers, latent_image.shape[-2:], guided, source, edited)
-        if self.guides and self.mask is not None and any(has_area(e) for c in self.original_conds.values() for e in c):
-            raise ValueError(
-                "a mask does not work together with prompts that have an area of their own; leave the mask unconnected or the "
-                "areas away"
-            )
 
     def starts_right(self, latent_image: Tensor, sigma: float) -> bool:
         """Whether a run from the top of the trajectory starts at what was inverted. Further down (SplitSigmas) it is an edit."""
