@@ -184,7 +184,7 @@ def caption_list(texts: list[str], images: int) -> list[str]:
         return [" ".join(text.split()) for text in texts]
     captions = [line for text in texts for line in lines(text)]
     if len(captions) != images:
-        raise ValueError(f"there are {images} images and {len(captions)} captions; it needs one caption an image, in the same order")
+        raise ValueError(f"there are {images} images and {len(captions)} captions; it needs one an image, in the same order")
     return captions
 
 

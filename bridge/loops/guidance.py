@@ -82,6 +82,11 @@ class ZeroConGuider(RetracingGuider):
 
     def check(self, noise, latent_image, sampler, sigmas, denoise_mask) -> None:
         super().check(noise, latent_image, sampler, sigmas, denoise_mask)
+        if self.guides and self.mask is not None and any(has_area(e) for c in self.original_conds.values() for e in c):
+            raise ValueError(
+                "a mask does not work together with prompts that have an area of their own; leave the mask unconnected or the "
+                "areas away"
+            )
         if self.guides:
             check_whole(self.model_options)
             levels = sigmas[:-1].tolist()
@@ -90,11 +95,6 @@ class ZeroConGuider(RetracingGuider):
             guided = [sigma for sigma in levels if self.in_window(sigma)]
             source, edited = (self.original_conds[name] for name in ("source", "positive"))
             check_comparable(self.model_patcher, self.layers, latent_image.shape[-2:], guided, source, edited)
-        if self.guides and self.mask is not None and any(has_area(e) for c in self.original_conds.values() for e in c):
-            raise ValueError(
-                "a mask does not work together with prompts that have an area of their own; leave the mask unconnected or the "
-                "areas away"
-            )
 
     def continues(self, latent_image: Tensor, sigma: float) -> bool:
         """Whether a run from `sigma` on goes on with one that was guided from the top of the trajectory."""

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...zerocon_core.methods.injection import Injected, LocalBlend, MasaCtrl, Method, PlugAndPlay, WordEdit
-from .attention import current_layer, uncompiled
+from .attention import current_layer, hookable
 from .facts import Layer, attention_levels
 
 SOURCE, EDITED, NEGATIVE = "source", "positive", "negative"
@@ -180,7 +180,7 @@ def injection_options(
     blend: LocalBlend | None,
 ) -> dict:
     """A copy of `model_options` under which a pass injects what `injected` says from `source` (B, C, H, W)."""
-    model_options = uncompiled(model_options)
+    model_options = hookable(model_options)
     options = model_options["transformer_options"]
     add_wrapper_with_key(WrappersMP.APPLY_MODEL, "zerocon", batch_of_three(exchange, source), options)
     if injected.maps or injected.content:
