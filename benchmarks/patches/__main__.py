@@ -1,21 +1,40 @@
 """The host's own patches under every method; writes docs/patches.md.
 
-    python -m benchmarks.patches [--only FreeU_V2 EasyCache] [--methods guidance CDS] [--output docs/patches.md]
+    python -m benchmarks.patches [--only FreeU_V2 EasyCache] [--methods guidance CDS] [--output docs/patches.md] [--rows FILE]
 
-Every cell is "right", with the figure that comes closest to its bound, or the number of the sentence by which the method refuses.
+Each finished cell is a line of --rows, and a run that was stopped goes on where it was. Exits with 1 where a cell is neither
+right nor refused. A patch takes about 10 seconds of computing.
 """
 
 import argparse
 import asyncio
 import sys
+from functools import partial
 from pathlib import Path
 
 import nodes
 import server
+from comfyui_version import __version__ as comfyui
 
-from .cells import METHODS, Cell, check
+from ..engine import Item, here, run_all
+from ..records import Records, Row
+from ..tables import markdown
+from .cells import ANSWER, GRADIENT, METHODS, MOVE, check
 from .patches import PATCHES
-from .subject import toy_subject
+from .subject import Subject, toy_subject
+
+HEAD = f"""# The host's patches under every method
+
+Made by `python -m benchmarks.patches` on ComfyUI {comfyui}, on the CPU in float32, with the toy world's U-Net (for models that
+take a picture: the same with more input channels). A row is a node of the host at settings that change what the model computes.
+
+**right**: two runs give the same bits; gradients agree with central differences within {GRADIENT:g} (guidance, CDS, training);
+equal prompts move the latent by at most {MOVE:g} (guidance, CDS); inversion, masks and word maps are what the host answers when
+it is asked afresh about each prompt alone, within {ANSWER:g}; checkpointing changes no bit of a training. The figure is the one
+closest to its bound.
+
+**refused**: the node says no before the first step, with the sentence of that number.
+"""
 
 
 def parse() -> argparse.Namespace:
@@ -23,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PATCHES, default=list(PATCHES), metavar="PATCH")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--output", type=Path, default=Path("docs") / "patches.md")
+    parser.add_argument("--rows", type=Path, default=Path("output") / "patches.jsonl")
     return parser.parse_args()
 
 
@@ -33,17 +53,33 @@ def start_nodes() -> None:
     loop.run_until_complete(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
 
 
+def row(method: str, patch: str, subject: Subject) -> Row:
+    cell = check(method, PATCHES[patch], subject)
+    return {"text": cell.text, "good": cell.good, "right": cell.right, "refusal": cell.refusal, "worst": cell.worst}
+
+
+def table(rows: list[Row], methods: list[str]) -> str:
+    """One line a patch, and the sentences of the refusals below."""
+    sentences = list(dict.fromkeys(row["refusal"] for row in rows if row["refusal"]))
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        said = f"refused ({sentences.index(row['refusal']) + 1})" if row["refusal"] else row["text"]
+        cells.setdefault(row["patch"], {})[row["method"]] = f"right, {row['worst']}" if row["right"] else said
+    lines = [[patch, *(found.get(method, "") for method in methods)] for patch, found in cells.items()]
+    numbered = [f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1)]
+    return "\n\n".join([HEAD.strip(), markdown(["patch", *methods], lines), *(["\n".join(numbered)] if numbered else [])])
+
+
 def main() -> int:
     options = parse()
     start_nodes()
     subject = toy_subject()
-    cells: dict[str, dict[str, Cell]] = {}
-    for name in options.only:
-        cells[name] = {}
-        for method in options.methods:
-            cell = cells[name][method] = check(method, PATCHES[name], subject)
-            print(f"{name}, {method}: {cell.text}", flush=True)
-    return 0
+    items = [Item((patch, method), partial(row, method, patch, subject)) for patch in options.only for method in options.methods]
+    rows = run_all(items, Records(options.rows, ("patch", "method"), {"comfyui": comfyui}), here)
+    options.output.write_text(table(rows, options.methods) + "\n", encoding="utf-8")
+    bad = [f"{row['patch']}, {row['method']}: {row['text']}" for row in rows if not row["good"]]
+    print("\n".join(bad) or f"all {len(rows)} cells are right or refused")
+    return 1 if bad or len(rows) < len(items) else 0
 
 
 if __name__ == "__main__":

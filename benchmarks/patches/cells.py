@@ -244,6 +244,14 @@ class Cell:
         return bool(self.figures) and all(value <= bound for value, bound in self.figures.values())
 
     @property
+    def worst(self) -> str:
+        """The figure closest to its bound, of those that may differ from 0."""
+        if not self.figures:
+            return ""
+        value, _ = max(self.figures.values(), key=lambda figure: figure[0] / figure[1] if figure[1] else float(figure[0] > 0))
+        return f"{value:.0e}"
+
+    @property
     def text(self) -> str:
         """In one line."""
         if self.figures:

@@ -68,6 +68,12 @@ def merged(name: str, **inputs) -> Patch:
     return lambda subject: replace(subject, model=stock(name, model1=subject.model, model2=with_lora(subject).model, **inputs)[0])
 
 
+def with_difference(subject: Subject) -> Subject:
+    """The usual use of ModelMergeAdd and ModelMergeSubtract: what another model learned, added to this one."""
+    (difference,) = stock("ModelMergeSubtract", model1=with_lora(subject).model, model2=subject.model, multiplier=1.0)
+    return replace(subject, model=stock("ModelMergeAdd", model1=subject.model, model2=difference)[0])
+
+
 def sharpened(subject: Subject) -> Subject:
     (operation,) = stock("LatentOperationSharpen", sharpen_radius=2, sigma=1.0, alpha=0.1)
     return replace(subject, model=stock("LatentApplyOperationCFG", model=subject.model, operation=operation)[0])
@@ -182,7 +188,7 @@ PATCHES: dict[str, Patch] = {
     "LoraModelLoader, bypass": partial(with_lora, bypass=True),
     "Create Hook LoRA": with_hook_lora,
     "ModelMergeSimple": merged("ModelMergeSimple", ratio=0.5),
-    "ModelMergeAdd": merged("ModelMergeAdd"),
+    "ModelMergeAdd of ModelMergeSubtract": with_difference,
     "ModelMergeSubtract": merged("ModelMergeSubtract", multiplier=0.1),
     "ModelMergeBlocks": merged("ModelMergeBlocks", input=0.5, middle=0.2, out=0.8),
     "ModelSamplingDiscrete, zsnr": on_model("ModelSamplingDiscrete", sampling="eps", zsnr=True),

@@ -12,6 +12,7 @@ from torch import Tensor
 from zerocon_core.methods.finetune import (
     Example,
     Losses,
+    LossValues,
     LowRank,
     Objective,
     Targets,
@@ -20,6 +21,7 @@ from zerocon_core.methods.finetune import (
     draw_batches,
     draw_images,
     draw_targets,
+    exploded,
     losses,
     preservation_loss,
     training_steps,
@@ -211,6 +213,26 @@ def test_methods_see_the_same_images():
     assert seen[0] == seen[1] == seen[2] and len(set(seen[0])) == 5
     again = draw_batches(images, captions, variations, 10, 2, Targets(3, False, False), encode, seed=3)
     assert [e.targets for batch in again for e in batch] == [e.targets for batch in runs[1] for e in batch]
+
+
+def test_passes_are_drawn_when_they_are_asked_for():
+    endless = draw_batches([randn(1, 3, 4, 4)], ["a red star"], None, 10**12, 1, Targets(), encode, seed=3)
+    assert next(endless)[0].caption == "a red star"
+
+
+@pytest.mark.parametrize(
+    "losses_of_noise, expected",
+    [
+        ([0.1] * 9 + [0.3], False),
+        ([0.1, 0.9] * 10, False),
+        ([3.0, 2.5, 2.2], False),
+        ([0.1, 0.2, 5.0], True),
+        ([0.1] * 10 + [1.5] * 10, True),
+    ],
+    ids=["below that of no noise", "by noise level", "falling", "three steps", "doubled"],
+)
+def test_a_loss_explodes_where_it_ends_above_that_of_predicting_no_noise(losses_of_noise, expected):
+    assert exploded([LossValues(loss, loss, 0.0, 0.0) for loss in losses_of_noise]) == expected
 
 
 def test_an_adapter_is_a_low_rank_matrix_that_starts_at_zero():

@@ -255,6 +255,33 @@ def test_gradients_are_those_of_finite_differences(family):
     assert (values[0] - values[1]) / 0.02 == pytest.approx(float(length), rel=0.02)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains(family):
+    """SDXL's text has a pooled part, which the host asks for before the first step too."""
+    with torch.inference_mode():
+        patcher = tiny_unet(family=family)
+        adapters = tiny_adapters(patcher)
+        before = lora_state(adapters)
+        assert len(finetune.train(patcher, tiny_training(2), adapters, report=lambda line: None)) == 2
+    assert not same(lora_state(adapters), before)
+
+
+def test_drawing_can_be_cancelled_and_is_repeated_from_its_seed():
+    batches = finetune.Draws(lambda: iter([[Example(randn(1, 4, 8, 6), "caption")]] * 3))
+    assert [*batches] == [*batches] and len([*batches]) == 3
+    embeddings = finetune.Embeddings(lambda prompt: (randn(1, 7, WIDTH), None))
+    embeddings.encode(batches)
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        embeddings.encode(batches)  # with nothing left to encode
+
+
+def test_a_loss_that_explodes_is_said(toy, run_graph, caplog):
+    assert run_graph(graph(steps=2), toy).success and "lower learning_rate" not in caplog.text
+    assert run_graph(graph(steps=6, learning_rate=1.0), toy).success
+    assert re.search(r"Soft Contrastive Train: the loss rose from .* to .*; lower learning_rate \(1\)", caplog.text)
+
+
 PLAIN_ATTENTION = {"optimized_attention_override": lambda func, *args, **kwargs: attention_pytorch(*args, **kwargs)}
 
 
