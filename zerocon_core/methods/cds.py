@@ -242,6 +242,25 @@ Render = Callable[[Parameters, int], Tensor]
 """(parameters, view) -> the latent (B, C, ...) of what they describe, seen from that view; differentiable in the parameters."""
 
 
+def _seen_in_pictures(
+    render: Render,
+    state: Parameters,
+    views: Sequence[int],
+    update: Callable[[Parameters, Parameters], Parameters],
+    rendering: Recording,
+) -> Seen[Parameters]:
+    with rendering():
+        leaves = {name: value.detach().clone().requires_grad_(True) for name, value in state.items()}
+        latents = torch.cat([render(leaves, view) for view in views])
+
+    def descend(direction: Tensor) -> Parameters:
+        with rendering():
+            gradients = torch.autograd.grad(latents, list(leaves.values()), direction)
+        return update(state, dict(zip(leaves, gradients, strict=True)))
+
+    return Seen(latents.detach(), descend)
+
+
 @torch.no_grad()
 def cds_optimize_rendered(
     noising: Noising,
@@ -271,22 +290,12 @@ def cds_optimize_rendered(
     with lists of one.
     """
     pictures = {view: render(parameters, view) for view in dict.fromkeys(chain(*views))}
-
-    def original(iteration: int) -> Tensor:
-        return torch.cat([pictures[view] for view in views[iteration]])
-
-    def see(state: Parameters, iteration: int) -> Seen[Parameters]:
-        with rendering():
-            leaves = {name: value.detach().clone().requires_grad_(True) for name, value in state.items()}
-            latents = torch.cat([render(leaves, view) for view in views[iteration]])
-
-        def descend(direction: Tensor) -> Parameters:
-            with rendering():
-                gradients = torch.autograd.grad(latents, list(leaves.values()), direction)
-            return update(state, dict(zip(leaves, gradients, strict=True)))
-
-        return Seen(latents.detach(), descend)
-
     descent: Descent[Parameters] = Descent(noising, source, sigmas, weights, seed, recording)
-    [edited] = descent.run(parameters, original, see, [target], callback)
+    [edited] = descent.run(
+        parameters,
+        lambda iteration: torch.cat([pictures[view] for view in views[iteration]]),
+        lambda state, iteration: _seen_in_pictures(render, state, views[iteration], update, rendering),
+        [target],
+        callback,
+    )
     return edited

@@ -105,7 +105,7 @@ def seen_colors(scene: Scene, surface: Surface, cameras: list[Camera], pixel: fl
         chosen = chosen[close & (owner == surface.owner[chosen])]
         total[:, chosen] += develop(radiance(view, camera.position[:, None], direction[:, chosen]))
         times[chosen] += 1
-    return total / np.maximum(times, 1), times > 0
+    return (total / np.maximum(times, 1)).astype(np.float32), times > 0
 
 
 def surfaces(scene: Scene) -> Surface:
