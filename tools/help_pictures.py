@@ -33,7 +33,12 @@ PICTURES = {
         "ZeroConGuidancePreview": [107, 109, 111],
         "ZeroConEditMetrics": [112],
     },
-    "cds_toy": {"ZeroConCDSOptimize": [14, 20]},
+    "cds_toy": {
+        "ZeroConCDSOptimize": [14, 20],
+        "ZeroConSplatViews": [101],
+        "ZeroConViewsToSplat": [102],
+        "ZeroConCDSOptimize3D": [103],
+    },
     "augment_and_mask_toy": {"ZeroConPromptAugment": [5], "ZeroConEditMask": [10, 25]},
     "attention_maps_toy": {"ZeroConAttentionMapPreview": [11]},
     "soft_cl_train_toy": {
@@ -58,7 +63,12 @@ MORE = {
         (110, "ImageCrop", {"width": 640, "height": 320, "x": 640, "y": 320}, {"image": (107, 1)}),
         (111, "PreviewImage", {}, {"images": (110, 0)}),
         (112, "ZeroConEditMetrics", {}, {"source": (3, 0), "edited": (19, 0)}),
-    ]
+    ],
+    "cds_toy": [
+        (101, "ZeroConSplatViews", {}, {}),
+        (102, "ZeroConViewsToSplat", {}, {"cameras": (101, 2), "edited_images": (101, 0)}),
+        (103, "ZeroConCDSOptimize3D", {}, {"cameras": (101, 2)}),
+    ],
 }
 
 ADD = """([id, type, widgets, links]) => {

@@ -142,7 +142,7 @@ State = TypeVar("State")
 
 @dataclass(frozen=True)
 class Seen(Generic[State]):
-    """How what is edited looks: a latent (B, C, ...) without gradients, and what is edited after a move of the latent."""
+    """How what is edited looks, a latent (B, C, ...) without gradients, and what becomes of it."""
 
     latent: Tensor
     descend: Callable[[Tensor], State]
@@ -151,12 +151,11 @@ class Seen(Generic[State]):
 
 @dataclass(frozen=True)
 class Descent(Generic[State]):
-    """The iterations of CDS, whatever it is that they edit."""
+    """The iterations of CDS, one a noise level of `sigmas`, whatever it is that they edit."""
 
     noising: Noising
     source: Scorer
     sigmas: Tensor
-    """One noise level an iteration."""
     weights: CDSWeights
     seed: int
     recording: Recording
@@ -233,7 +232,7 @@ def cds_optimize(
 
         return Seen(z, descend)
 
-    descent: Descent[Tensor] = Descent(noising, source, sigmas, weights, seed, recording, refine)
+    descent = Descent[Tensor](noising, source, sigmas, weights, seed, recording, refine)
     return descent.run(z_src.clone(), lambda iteration: z_src, see, targets, callback)
 
 
@@ -290,8 +289,7 @@ def cds_optimize_rendered(
     with lists of one.
     """
     pictures = {view: render(parameters, view) for view in dict.fromkeys(chain(*views))}
-    descent: Descent[Parameters] = Descent(noising, source, sigmas, weights, seed, recording)
-    [edited] = descent.run(
+    [edited] = Descent[Parameters](noising, source, sigmas, weights, seed, recording).run(
         parameters,
         lambda iteration: torch.cat([pictures[view] for view in views[iteration]]),
         lambda state, iteration: _seen_in_pictures(render, state, views[iteration], update, rendering),
