@@ -34,7 +34,13 @@ PICTURES = {
         "ZeroConGuidancePreview": [107, 109, 111],
         "ZeroConEditMetrics": [112],
     },
-    "cds_toy": {"ZeroConCaptionEncode": [6, 9], "ZeroConCDSOptimize": [14, 20]},
+    "cds_toy": {
+        "ZeroConCaptionEncode": [6, 9],
+        "ZeroConCDSOptimize": [14, 20],
+        "ZeroConSplatViews": [101],
+        "ZeroConViewsToSplat": [102],
+        "ZeroConCDSOptimize3D": [103],
+    },
     "augment_and_mask_toy": {"ZeroConPromptAugment": [5], "ZeroConEditMask": [10, 25]},
     "attention_maps_toy": {"ZeroConAttentionMapPreview": [11]},
     "soft_cl_train_toy": {
@@ -75,7 +81,12 @@ MORE = {
         (116, "ImageStitch", {"spacing_width": 4}, {"image1": (3, 0), "image2": (115, 0)}),
         (117, "ImageScaleBy", {"upscale_method": "nearest-exact", "scale_by": 4}, {"image": (116, 0)}),
         (118, "PreviewImage", {}, {"images": (117, 0)}),
-    ]
+    ],
+    "cds_toy": [
+        (101, "ZeroConSplatViews", {}, {}),
+        (102, "ZeroConViewsToSplat", {}, {"cameras": (101, 2), "edited_images": (101, 0)}),
+        (103, "ZeroConCDSOptimize3D", {}, {"cameras": (101, 2)}),
+    ],
 }
 
 ADD = """([id, type, widgets, links]) => {

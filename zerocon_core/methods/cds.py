@@ -154,7 +154,7 @@ State = TypeVar("State")
 
 @dataclass(frozen=True)
 class Seen(Generic[State]):
-    """How what is edited looks: a latent (B, C, ...) without gradients, and what is edited after a move of the latent."""
+    """How what is edited looks, a latent (B, C, ...) without gradients, and what becomes of it."""
 
     latent: Tensor
     descend: Callable[[Tensor], State]
@@ -163,12 +163,11 @@ class Seen(Generic[State]):
 
 @dataclass(frozen=True)
 class Descent(Generic[State]):
-    """The iterations of CDS, whatever it is that they edit."""
+    """The iterations of CDS, one a noise level of `sigmas`, whatever it is that they edit."""
 
     noising: Noising
     source: Scorer
     sigmas: Tensor
-    """One noise level an iteration."""
     weights: CDSWeights
     seed: int
     recording: Recording
@@ -245,13 +244,32 @@ def cds_optimize(
 
         return Seen(z, descend)
 
-    descent: Descent[Tensor] = Descent(noising, source, sigmas, weights, seed, recording, refine)
+    descent = Descent[Tensor](noising, source, sigmas, weights, seed, recording, refine)
     return descent.run(z_src.clone(), lambda iteration: z_src, see, targets, callback)
 
 
 Parameters = Mapping[str, Tensor]
 Render = Callable[[Parameters, int], Tensor]
 """(parameters, view) -> the latent (B, C, ...) of what they describe, seen from that view; differentiable in the parameters."""
+
+
+def _seen_in_pictures(
+    render: Render,
+    state: Parameters,
+    views: Sequence[int],
+    update: Callable[[Parameters, Parameters], Parameters],
+    rendering: Recording,
+) -> Seen[Parameters]:
+    with rendering():
+        leaves = {name: value.detach().clone().requires_grad_(True) for name, value in state.items()}
+        latents = torch.cat([render(leaves, view) for view in views])
+
+    def descend(direction: Tensor) -> Parameters:
+        with rendering():
+            gradients = torch.autograd.grad(latents, list(leaves.values()), direction)
+        return update(state, dict(zip(leaves, gradients, strict=True)))
+
+    return Seen(latents.detach(), descend)
 
 
 @torch.no_grad()
@@ -283,22 +301,11 @@ def cds_optimize_rendered(
     with lists of one.
     """
     pictures = {view: render(parameters, view) for view in dict.fromkeys(chain(*views))}
-
-    def original(iteration: int) -> Tensor:
-        return torch.cat([pictures[view] for view in views[iteration]])
-
-    def see(state: Parameters, iteration: int) -> Seen[Parameters]:
-        with rendering():
-            leaves = {name: value.detach().clone().requires_grad_(True) for name, value in state.items()}
-            latents = torch.cat([render(leaves, view) for view in views[iteration]])
-
-        def descend(direction: Tensor) -> Parameters:
-            with rendering():
-                gradients = torch.autograd.grad(latents, list(leaves.values()), direction)
-            return update(state, dict(zip(leaves, gradients, strict=True)))
-
-        return Seen(latents.detach(), descend)
-
-    descent: Descent[Parameters] = Descent(noising, source, sigmas, weights, seed, recording)
-    [edited] = descent.run(parameters, original, see, [target], callback)
+    [edited] = Descent[Parameters](noising, source, sigmas, weights, seed, recording).run(
+        parameters,
+        lambda iteration: torch.cat([pictures[view] for view in views[iteration]]),
+        lambda state, iteration: _seen_in_pictures(render, state, views[iteration], update, rendering),
+        [target],
+        callback,
+    )
     return edited
