@@ -7,10 +7,11 @@ from ..bridge.model.attention import hooked_layers
 from ..bridge.model.conditioning import pieces_of, prompt_tokens
 from ..bridge.model.facts import HookedLayers, all_cross_attention, pixels_per_position
 from ..zerocon_core.drawing import heat_grids
-from ..zerocon_core.language.text import SEPARATOR, lines, listed
+from ..zerocon_core.language.text import lines, listed
 from ..zerocon_core.language.tokens import Token
 from ..zerocon_core.maps.words import Word, find_words, heat_of_words, name_tokens, normalize, resize
-from .shared.checks import check_conditionings, check_latent
+from .shared.checks import check_conditionings, check_images, check_latent
+from .shared.inputs import shortened, whole_numbers
 from .shared.models import check_image_model
 from .shared.refusals import refusing
 from .shared.schema import search_aliases
@@ -110,6 +111,7 @@ def check(model, samples: Tensor, layers: HookedLayers, image: Tensor | None) ->
     check_latent(samples, model)
     if image is None:
         return
+    check_images("the image", image)
     (count, height, width), (rows, columns) = image.shape[:3], samples.shape[-2:]
     if count not in (1, len(samples)) or not 0.9 < (width * rows) / (height * columns) < 1.1:
         raise ValueError(
@@ -146,10 +148,10 @@ def words_of(prompted: list[Token], words: str, clip) -> list[Word]:
 
 
 def parse_numbers(tokens: str) -> list[int]:
-    numbers = SEPARATOR.sub(" ", tokens).split()
-    if not all(number.isdecimal() for number in numbers):
-        raise ValueError(f'tokens is "{tokens}"; it needs whole numbers from 0, such as "2, 5"')
-    return [int(number) for number in numbers]
+    numbers = whole_numbers(tokens)
+    if numbers is None:
+        raise ValueError(f'tokens is "{shortened(tokens)}"; it needs whole numbers from 0, such as "2, 5"')
+    return numbers
 
 
 def check_positions(asked: list[Word], prompted: list[Token], count: int) -> None:

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ...zerocon_core.language.text import SEPARATOR
 
-MOST_SIZES = 8
+MOST_SIZES, MOST_DIGITS = 8, 6
 
 
 def patchnce_inputs() -> list[io.Input]:
@@ -46,11 +46,16 @@ def align_input(**options) -> io.Input:
 
 def parse_sizes(text: str) -> tuple[int, ...]:
     """Patch sizes such as "1, 2", each once."""
-    parts = SEPARATOR.sub(" ", text).split()
-    sizes = tuple(dict.fromkeys(int(part) for part in parts if part.isdecimal() and int(part) > 0))
-    if not sizes or not all(part.isdecimal() for part in parts) or len(sizes) > MOST_SIZES:
+    sizes = tuple(dict.fromkeys(size for size in whole_numbers(text) or () if size > 0))
+    if not 0 < len(sizes) <= MOST_SIZES:
         raise ValueError(f'patch_sizes is "{shortened(text)}"; it needs one to {MOST_SIZES} whole numbers from 1, such as "1, 2"')
     return sizes
+
+
+def whole_numbers(text: str) -> list[int] | None:
+    """The numbers of a list such as "1, 2"; None if something else is in it, or a number that is longer than any that counts."""
+    parts = SEPARATOR.sub(" ", text).split()
+    return [int(part) for part in parts] if all(part.isdecimal() and len(part) <= MOST_DIGITS for part in parts) else None
 
 
 def shortened(text: str) -> str:

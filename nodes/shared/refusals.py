@@ -27,7 +27,8 @@ def refusing(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
             check_written(kwargs)
             return execute(cls, *args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
-            raise ValueError(f"{cls.define_schema().display_name}: {error}") from error
+            said = " ".join(str(error).split())  # what is quoted in it may have lines
+            raise ValueError(f"{cls.define_schema().display_name}: {said}") from error
 
     return execute_or_refuse
 

@@ -139,13 +139,16 @@ class Bench:
             at = 1 if place == "progress" else chance.randint(1, self.loops[loop].operations)
             yield Fault(loop, place, at, chance.choice([*ERRORS]))
 
+    @staticmethod
+    def broken(fault: Fault) -> contextlib.AbstractContextManager:
+        """Where the fault happens."""
+        error = ERRORS[fault.kind]()
+        return Operations(fault.at, error) if fault.place == "operation" else broken_progress(fault.at, error)
+
     def inject(self, fault: Fault) -> list[str]:
         """What differs after the fault; nothing, if all is well."""
-        graph, error = self.loops[fault.loop].graph, ERRORS[fault.kind]()
-        broken = Operations(fault.at, error) if fault.place == "operation" else broken_progress(fault.at, error)
-        with broken:
-            GraphRunner()(graph, self.values)
-        del error, broken
+        with self.broken(fault):
+            GraphRunner()(self.loops[fault.loop].graph, self.values)
         after, left = state(self.values), tensor_bytes() - self.bytes
         wrong = [f"{name} {key}" for name in after for key in after[name] if after[name][key] != self.before[name][key]]
         return wrong + [f"{left} bytes of tensors kept"] * (left > 0)

@@ -1,0 +1,40 @@
+"""A few of the injected faults (tests/host/faults), and that the bench sees what a fault would leave behind."""
+
+import pytest
+import torch
+from faults.bench import LOOPS, Bench
+from in_process import GraphRunner
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return Bench()
+
+
+def test_faults_leave_model_and_modes_as_they_were_and_no_tensor_alive(bench):
+    faults = [*bench.draw(len(LOOPS), seed=1)]
+    assert {fault.loop for fault in faults} == LOOPS.keys()
+    assert {fault: wrong for fault in faults if (wrong := bench.inject(fault))} == {}
+    results = bench.results()
+    assert all(torch.equal(results[loop], tensor) for loop, tensor in bench.expected.items())
+
+
+def test_faults_reach_the_graphs(bench):
+    """Each fault of an operation ends its run, in an error or as cancelled."""
+    fault = next(fault for fault in bench.draw(100) if fault.place == "operation" and fault.kind == "error")
+    runner = GraphRunner()
+    with bench.broken(fault):
+        run = runner(bench.loops[fault.loop].graph, bench.values)
+    assert not run.success and "injected" in run.error
+
+
+def test_what_is_left_behind_is_seen(bench):
+    fault = next(bench.draw(1))
+    weight = next(bench.values["model"].model.parameters())
+    kept = []
+    with torch.inference_mode():
+        weight.add_(1)
+        kept.append(torch.ones(1000))
+        wrong = bench.inject(fault)
+        weight.sub_(1)
+    assert "model weights" in wrong and any("kept" in thing for thing in wrong)
