@@ -32,7 +32,7 @@ class World:
     hangs: float = 0.002
     """Lost after `hung`."""
     hung: float = 60.0
-    driver: float = 0.02
+    driver: float = 0.01
     """Of the driver's processor for a row."""
     row_bytes: float = 1e6
     """Of a row's pictures, there and back."""

@@ -141,8 +141,8 @@ class Client:
         address = urllib.parse.urlsplit(self.url)
         try:
             with socket.create_connection((address.hostname, address.port or 80), timeout=self.hung_seconds) as connection:
-                greet(connection, address.netloc, f"{address.path}/ws?clientId={client_id}")
-                for opcode, payload in frames(connection, self.hung_seconds):
+                received = greet(connection, address.netloc, f"{address.path}/ws?clientId={client_id}")
+                for opcode, payload in frames(connection, received, self.hung_seconds):
                     if opcode == 1:  # text
                         message = json.loads(payload)
                         yield message["type"], message["data"]
@@ -151,29 +151,33 @@ class Client:
         raise ServerError(f"{self.url} closed the connection\n{self.log_tail()}".strip())
 
 
-def greet(connection: socket.socket, host: str, path: str) -> None:
-    """Ask for a websocket and read the server's consent, to its last byte and no further."""
+def greet(connection: socket.socket, host: str, path: str) -> bytearray:
+    """Ask for a websocket and read the server's consent; returns what came after it."""
     key = base64.b64encode(secrets.token_bytes(16)).decode()
     connection.sendall(
         f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
     answer = b""
-    while not answer.endswith(b"\r\n\r\n"):
-        byte = connection.recv(1)
-        if not byte:
+    while b"\r\n\r\n" not in answer:
+        if not (part := connection.recv(1 << 12)):
             raise ServerError(f"{host} closed the connection")
-        answer += byte
-    if b" 101 " not in answer.split(b"\r\n")[0]:
+        answer += part
+    consent, rest = answer.split(b"\r\n\r\n", 1)
+    if b" 101 " not in consent.split(b"\r\n")[0]:
         raise ServerError(f"{host} refused the websocket; is it a ComfyUI?")
+    return bytearray(rest)
 
 
-def frames(connection: socket.socket, hung_seconds: float) -> Iterator[tuple[int, bytes]]:
+def frames(connection: socket.socket, received: bytearray, hung_seconds: float) -> Iterator[tuple[int, bytes]]:
     """(opcode, payload) of a server's websocket frames, until it closes. While it is silent it is pinged."""
     connection.settimeout(min(BEAT_SECONDS, hung_seconds / 4))
-    received = bytearray()
     heard = told = time.monotonic()
     while True:
+        while frame := next_frame(received):
+            if frame[0] < 8:  # no pong and no farewell
+                told = time.monotonic()
+            yield frame
         try:
             if not (part := connection.recv(1 << 16)):
                 return
@@ -185,10 +189,6 @@ def frames(connection: socket.socket, hung_seconds: float) -> Iterator[tuple[int
             if time.monotonic() - told > SILENT_SECONDS:
                 raise ServerError(f"it answers, but the graph has not moved for {SILENT_SECONDS} s") from None
             connection.sendall(b"\x89\x80" + secrets.token_bytes(4))  # an empty ping, masked as a client's must be
-        while frame := next_frame(received):
-            if frame[0] < 8:  # no pong and no farewell
-                told = time.monotonic()
-            yield frame
 
 
 def next_frame(received: bytearray) -> tuple[int, bytes] | None:
