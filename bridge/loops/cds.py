@@ -12,7 +12,8 @@ from comfy.model_patcher import ModelPatcher
 from latent_preview import prepare_callback
 from torch import Tensor
 
-from ...zerocon_core.methods.cds import TIMESTEPS, CDSWeights, Gradient, Score, Scorer, cds_optimize, refine_noise
+from ...zerocon_core.methods.cds import TIMESTEPS, CDSWeights, Gradient, Score, Scorer, cds_optimize
+from ...zerocon_core.methods.ids import refine_noise
 from ...zerocon_core.noising import Denoiser
 from ..model.attention import Capture, capture_options
 from ..model.comparison import check_comparable

@@ -18,8 +18,8 @@ from zerocon_core.methods.cds import (
     cds_optimize,
     cds_optimize_rendered,
     draw_timesteps,
-    refine_noise,
 )
+from zerocon_core.methods.ids import refine_noise
 from zerocon_core.methods.patchnce import PatchNCE
 from zerocon_core.noising import Noising
 
