@@ -1,7 +1,6 @@
 """Measures of methods and of code, for maintainers. Run from the repository root: `python -m benchmarks.speed`.
+What is long runs by `runs`, which knows how to stop and go on.
 
-engine    resumable runs over items, here, in several processes or on servers
-records   their rows, a line of JSON each
 tables    Markdown
 toy       the toy world as a test bed
 quality   what edits are worth on it
