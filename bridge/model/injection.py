@@ -12,7 +12,6 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
-from einops import rearrange
 from torch import Tensor, nn
 
 from ...zerocon_core.methods.injection import Injected, LocalBlend, MasaCtrl, Method, PlugAndPlay, WordEdit
@@ -139,7 +138,8 @@ def cross_attention_hook(exchange: Exchange, edit: WordEdit | None, blend: Local
     """Explicit attention whose probabilities are edited, and then looked at."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, options: dict, **kwargs) -> Tensor:
-        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=options["n_heads"]) for t in (q, k, v))
+        # Without einops, whose calls count where the maps are small.
+        q, k, v = (t.unflatten(-1, (options["n_heads"], -1)).transpose(1, 2) for t in (q, k, v))
         probabilities = ((q.float() @ k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5).softmax(-1)
         parts = dict(zip(exchange.names, probabilities.chunk(len(exchange.names)), strict=True))
         if edit is not None and {SOURCE, EDITED} & parts.keys():
@@ -149,8 +149,8 @@ def cross_attention_hook(exchange: Exchange, edit: WordEdit | None, blend: Local
         if blend is not None:
             height = options["activations_shape"][-2]
             for side in parts.keys() & blend.words.keys():
-                blend.look(side, rearrange(parts[side], "b e (h w) t -> b e h w t", h=height))
-        return rearrange(probabilities.to(v.dtype) @ v, "b h n d -> b n (h d)")
+                blend.look(side, parts[side].unflatten(2, (height, -1)))
+        return (probabilities.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
     return attend
 
