@@ -24,8 +24,8 @@ BASE = tempfile.TemporaryDirectory(prefix="zerocon-host-tests-")
 
 def import_host() -> None:
     """Import ComfyUI the way its main.py does, but for the server's start."""
-    # The repository's own `nodes` folder must not hide the host's module of that name.
-    sys.path[:] = [str(COMFYUI), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+    # The repository, where benchmarks find `runs`, comes last: its own `nodes` must not hide the host's module of that name.
+    sys.path[:] = [str(COMFYUI), *(path for path in sys.path if Path(path or ".").resolve() != ROOT), str(ROOT)]
     import torch
 
     sys.argv = ["main.py", "--base-directory", BASE.name, *([] if torch.cuda.is_available() else ["--cpu"])]
