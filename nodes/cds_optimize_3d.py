@@ -7,7 +7,7 @@ from ..bridge.model.attention import hooked_layers
 from ..bridge.model.facts import decoder_self_attention
 from ..bridge.model.noising import is_flow
 from ..bridge.splats import Cameras, splat_with
-from ..zerocon_core.methods.cds import CDSWeights, draw_timesteps
+from ..zerocon_core.methods.cds import CDSWeights, draw_timesteps, timestep_range
 from ..zerocon_core.methods.patchnce import PatchNCE
 from ..zerocon_core.splats.training import TRAINED
 from ..zerocon_core.splats.views import Views
@@ -67,15 +67,16 @@ class CDSOptimize3D(io.ComfyNode):
                 ),
                 *patchnce_inputs(),
                 io.Float.Input(
-                    "min_noise", default=0.05, min=0.0, max=1.0, step=0.01, round=0.001,
-                    tooltip="Least noise of an iteration, as a share of the model's schedule (papers: 0.05).",
+                    "min_timestep", default=0.05, min=0.0, max=1.0, step=0.01, round=0.001,
+                    tooltip="Least noise of an iteration, as a share of the schedule (papers: timestep 50 of 1000).",
                 ),
                 io.Float.Input(
-                    "max_noise", default=0.95, min=0.0, max=1.0, step=0.01, round=0.001,
-                    tooltip="Most noise of an iteration (papers: 0.95). Less keeps more of the layout.",
+                    "max_timestep", default=0.948, min=0.0, max=1.0, step=0.01, round=0.001,
+                    tooltip="Most noise of an iteration, as a share of the schedule (papers: timestep 948 of 1000). Less keeps "
+                    "more of the layout.",
                 ),
                 io.Combo.Input(
-                    "noise_order", options=["random", "descending"], default="random",
+                    "timestep_order", options=["random", "descending"], default="random",
                     tooltip="random: as in the papers. descending: from much noise to little, coarse changes first.",
                 ),
                 checkpointing_input(),
@@ -102,10 +103,11 @@ class CDSOptimize3D(io.ComfyNode):
     @refusing
     def execute(
         cls, model, vae, splat, cameras, source, target, negative, cfg, steps, views_per_step, learning_rate, train, w_dds, w_cut,
-        temperature, patches, patch_sizes, contrast, min_noise, max_noise, noise_order, checkpointing, seed, mask=None,
+        temperature, patches, patch_sizes, contrast, min_timestep, max_timestep, timestep_order, checkpointing, seed, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
         prompts = Prompts(source, target, negative)
-        check(model, vae, cameras, prompts, views_per_step, min_noise, max_noise)
+        check(model, vae, cameras, prompts, views_per_step)
+        first, last = timestep_range(min_timestep, max_timestep)
         weights = CDSWeights(w_dds, w_cut, PatchNCE(temperature, patches, parse_sizes(patch_sizes), contrast))
         layers = hooked_layers(model) or decoder_self_attention(model.get_model_object("diffusion_model"))
         if w_cut and not layers.self_attention:
@@ -121,7 +123,7 @@ class CDSOptimize3D(io.ComfyNode):
         del views
 
         draws = torch.Generator().manual_seed(seed)
-        timesteps = draw_timesteps(steps, round(999 * min_noise), round(999 * max_noise), noise_order, draws)
+        timesteps = draw_timesteps(steps, first, last, timestep_order, draws)
         batches = draw_views(steps, views_per_step, len(cameras), draws)
         settings = CDSSettings(timesteps, layers, weights, cfg, learning_rate, checkpointing=checkpointing, seed=seed)
         edited, losses = optimize_splats(model, vae, splats, cameras, prompts, settings, train, batches, inside)
@@ -129,7 +131,7 @@ class CDSOptimize3D(io.ComfyNode):
         return io.NodeOutput(splat_with(splat, splats, edited), renders, {"loss": losses})
 
 
-def check(model, vae, cameras: Cameras, prompts: Prompts, views_per_step: int, low: float, high: float) -> None:
+def check(model, vae, cameras: Cameras, prompts: Prompts, views_per_step: int) -> None:
     if is_flow(model):
         raise ValueError("this is a flow model; it needs a model that predicts eps or v, such as SD1.x, SD2.x or SDXL")
     channels = model.get_model_object("latent_format").latent_channels
@@ -146,8 +148,6 @@ def check(model, vae, cameras: Cameras, prompts: Prompts, views_per_step: int, l
         )
     if views_per_step > len(cameras):
         raise ValueError(f"views_per_step is {views_per_step} and there are {len(cameras)} cameras; it needs at most as many")
-    if low > high:
-        raise ValueError(f"the range of noise is empty, {low:g} to {high:g}; min_noise must not be above max_noise")
     check_conditionings(model, None, source=prompts.source, negative=prompts.negative, target=prompts.target)
     if same_text(prompts.source, prompts.target):
         raise ValueError("source and target are the same prompt, so there is nothing to change; say in target what is different")

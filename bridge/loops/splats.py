@@ -12,10 +12,11 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import Tensor
 
-from ...zerocon_core.methods.cds import Gradient, Parameters, cds_optimize_rendered
+from ...zerocon_core.methods.cds import TIMESTEPS, Gradient, Parameters, cds_optimize_rendered
 from ...zerocon_core.splats.gaussians import Splats
 from ...zerocon_core.splats.training import Trained, Training
 from ..model.autograd import GradientRegion
+from ..model.noising import levels_at
 from ..splats import Cameras, splat_device
 from .cds import CDSSettings, check_repeatable, scorer
 from .hosted import Run, guider_of, run_hosted
@@ -134,7 +135,7 @@ def optimize_splats(
         guider_of(model, settings.cfg, source=prompts.source, target=prompts.target, negative=prompts.negative),
         loop,
         latent,
-        model.get_model_object("model_sampling").sigma(settings.timesteps),
+        levels_at(model, (settings.timesteps.double() / (TIMESTEPS - 1)).tolist()),
         backward=bool(settings.weights.w_cut),
         checkpointing=settings.checkpointing,
     )

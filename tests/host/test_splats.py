@@ -159,8 +159,8 @@ def graph(**changes) -> dict:
         "cds": ("ZeroConCDSOptimize3D", dict(
             model=["model", 0], vae=["vae", 0], splat=["splat", 0], cameras=["views", 2], source=["source", 0],
             target=["target", 0], negative=["negative", 0], cfg=3.0, steps=4, views_per_step=2, learning_rate=0.01,
-            train="colors", w_dds=1.0, w_cut=3.0, temperature=0.07, patches=16, patch_sizes="1", contrast="cds", min_noise=0.05,
-            max_noise=0.95, noise_order="random", checkpointing=False, seed=1)),
+            train="colors", w_dds=1.0, w_cut=3.0, temperature=0.07, patches=16, patch_sizes="1", contrast="cds", min_timestep=0.05,
+            max_timestep=0.948, timestep_order="random", checkpointing=False, seed=1)),
         "masks": ("TestValue", dict(key="masks")),
     }  # fmt: skip
     for name in ("model", "vae", "splat", "source", "target", "negative"):
@@ -281,7 +281,7 @@ REFUSALS = {
     "a size the VAE cannot take": ("cds", {"views": {"size": 72}, "cds": {"vae": ["odd", 0]}}, {}, ["72", "multiple of 16"]),
     "another VAE": ("cds", {"cds": {"vae": ["wide", 0]}}, {}, ["16 channels", "own VAE"]),
     "too many views a step": ("cds", {"cds": {"views_per_step": 5}}, {}, ["views_per_step is 5", "4 cameras"]),
-    "an empty range": ("cds", {"cds": {"min_noise": 0.9, "max_noise": 0.2}}, {}, ["0.9 to 0.2", "min_noise"]),
+    "an empty range": ("cds", {"cds": {"min_timestep": 0.9, "max_timestep": 0.2}}, {}, ["0.9 to 0.2", "empty"]),
     "the same prompt": ("cds", {"cds": {"target": ["source", 0]}}, {}, ["same prompt"]),
 }
 
