@@ -159,8 +159,8 @@ def graph(**changes) -> dict:
         "cds": ("ZeroConCDSOptimize3D", dict(
             model=["model", 0], vae=["vae", 0], splat=["splat", 0], cameras=["views", 2], source=["source", 0],
             target=["target", 0], negative=["negative", 0], cfg=3.0, steps=4, views_per_step=2, learning_rate=0.01,
-            train="colors", w_dds=1.0, w_cut=3.0, temperature=0.07, patches=16, patch_sizes="1", contrast="cds", min_timestep=0.05,
-            max_timestep=0.948, timestep_order="random", checkpointing=False, seed=1)),
+            train="colors", w_dds=1.0, w_cut=3.0, temperature=0.07, patches=16, patch_sizes="1", contrast="cds",
+            min_timestep=0.05, max_timestep=0.948, timestep_order="random", checkpointing=False, seed=1)),
         "masks": ("TestValue", dict(key="masks")),
     }  # fmt: skip
     for name in ("model", "vae", "splat", "source", "target", "negative"):
