@@ -216,7 +216,7 @@ def test_methods_see_the_same_images():
 
 
 def test_passes_are_drawn_when_they_are_asked_for():
-    endless = draw_batches([randn(1, 3, 4, 4)], ["a red star"], None, 10**12, 1, Targets(), encode, seed=3)
+    endless = draw_batches([randn(1, 3, 4, 4, seed=7)], ["a red star"], None, 10**12, 1, Targets(), encode, seed=3)
     assert next(endless)[0].caption == "a red star"
 
 

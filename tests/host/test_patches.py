@@ -33,7 +33,6 @@ CELLS = {
     ("ContextWindowsManual", "word maps"): "context windows run the model on one part",
     ("ContextWindowsManual", "training"): "context windows run the model on one part",
     ("FreeU_V2", "CDS"): "right",
-    ("TorchCompileModel", "guidance"): "right",
     ("TomePatchModel", "inversion"): "right",
     ("TomePatchModel", "word maps"): "right",
     ("TomePatchModel", "training"): "right",
