@@ -213,7 +213,7 @@ def refusing() -> Iterator[None]:
 
 
 def fingerprint(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def mask_of_latent(mask: Tensor, latent: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ FOUND = {
     "ZeroConAttentionMapPreview.words": ["2,000 sizes"],
     "ZeroConAttentionMapPreview.tokens": ["long number", "lines"],
     "ZeroConAttentionMapPreview.image": ["no dimensions", "0x64", "2 channels"],
+    "ZeroConGuidancePreview.sampled": ["bfloat16"],
+    "ZeroConCDSOptimize.model": ["a list of none"],
     "ZeroConEditDirection.clip": ["written: nothing"],
     "ZeroConEditDirection.caption": ["half a pair", "embedding", "weights"],
     "ZeroConEditDirection.edit_to": ["half a pair", "weights"],
