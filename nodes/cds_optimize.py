@@ -110,9 +110,10 @@ class CDSOptimize(io.ComfyNode):
                 f"w_cut is {w_cut:g}, but no self-attention layer of {type(model.model).__name__} is read; choose layers in "
                 "Attention Hooked U-Net, use an SD1.x, SD2.x or SDXL model, or set w_cut to 0"
             )
-        if mask is not None:
-            check_mask(mask)
-        mask = mask_for(samples, [m for m in (mask, image_latent.get("noise_mask")) if m is not None])
+        masks = [given for given in (mask, image_latent.get("noise_mask")) if given is not None]
+        for given in masks:
+            check_mask(given)
+        mask = mask_for(samples, masks)
         if mask is not None and not mask.any():
             warn(cls, "the mask is 0 everywhere, so nothing was edited")
             return io.NodeOutput([image_latent] * len(target), [{"loss": [0.0] * steps}] * len(target))

@@ -24,6 +24,7 @@ FOUND = {
     "ZeroConAttentionMapPreview.tokens": ["long number", "lines"],
     "ZeroConAttentionMapPreview.image": ["no dimensions", "0x64", "2 channels"],
     "ZeroConGuidancePreview.sampled": ["bfloat16"],
+    "ZeroConCDSOptimize.image_latent": ["noise mask: one NaN"],
     "ZeroConCDSOptimize.model": ["a list of none"],
     "ZeroConEditDirection.clip": ["written: nothing"],
     "ZeroConEditDirection.caption": ["half a pair", "embedding", "weights"],
