@@ -159,4 +159,4 @@ class ZeroConGuider(RetracingGuider):
 
 
 def fingerprint(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -43,6 +43,8 @@ def check_links(schema: io.Schema, inputs: dict[str, Any]) -> None:
     """Raises ValueError for what is not of its link's type; the optional inputs that are not connected may be None."""
     for declared in schema.inputs:
         kind, name = declared.get_io_type(), declared.id
+        if schema.is_input_list and inputs.get(name) == []:
+            raise ValueError(f"{name} came as an empty list; the node before it gave nothing")
         if kind not in KINDS or name not in inputs:
             continue
         for value in inputs[name] if schema.is_input_list else [inputs[name]]:

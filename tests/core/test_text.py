@@ -31,7 +31,8 @@ def test_a_phrase_is_found_whole(text, phrase, at):
     assert (None if found is None else found.start()) == at
 
 
-@pytest.mark.parametrize("text",
+@pytest.mark.parametrize(
+    "text",
     ["cat, wooden  door,mat", "cat，wooden door、mat", "cat\nwooden door\n\nmat", "cat；wooden door; mat,"],
 )
 def test_lists_of_any_script(text):

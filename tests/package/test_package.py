@@ -65,9 +65,7 @@ def test_icon_and_banner_are_what_the_registry_wants():
 def test_installing_the_requirements_changes_nothing_of_the_hosts():
     """Every requirement is met by what the host installs for itself."""
     command = ["-m", "pip", "install", "--dry-run", "--quiet", "--disable-pip-version-check", "--report", "-"]
-    done = subprocess.run(
-        [sys.executable, *command, "-r", ROOT / "requirements.txt"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, *command, "-r", ROOT / "requirements.txt"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["install"] == []
 
 

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from queue_runs import add_witness  # noqa: E402
 
 from tools.comfy_client import Client  # noqa: E402
 from tools.comfy_server import comfy_server, find_comfyui  # noqa: E402
@@ -20,8 +22,10 @@ from tools.comfy_server import comfy_server, find_comfyui  # noqa: E402
 
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    base = tmp_path_factory.mktemp("server")
+    add_witness(base)
     # The classic cache forgets what the last graph did not use, so that going back to an earlier one computes it again.
-    with comfy_server(find_comfyui(), tmp_path_factory.mktemp("server"), ["--cache-classic"]) as client:
+    with comfy_server(find_comfyui(), base, ["--cache-classic"]) as client:
         yield client
 
 

@@ -120,13 +120,13 @@ def memory(client: Client, number: int) -> dict[str, int]:
     return json.loads(client.run({"memory": node("WitnessMemory", number=number)})["memory"]["text"][0])
 
 
-def run_many(client: Client, count: int) -> tuple[dict[str, set[str]], dict[int, dict[str, int]]]:
+def run_many(client: Client, count: int, every: int = EVERY) -> tuple[dict[str, set[str]], dict[int, dict[str, int]]]:
     """The bits that each workflow gave, and what the server held after so many runs."""
     bits, held = defaultdict(set), {}
     for number in range(1, count + 1):
         name = [*WORKFLOWS][number % len(WORKFLOWS)]
         bits[name].add(client.run(WORKFLOWS[name])["bits"]["text"][0])
-        if number % EVERY == 0 or number == count:
+        if number % every == 0 or number == count:
             held[number] = memory(client, number)
             print(f"{number} runs: {held[number]}", flush=True)
     return bits, held
