@@ -1,5 +1,7 @@
 """A few of the injected faults (tests/host/faults), and that the bench sees what a fault would leave behind."""
 
+import gc
+
 import pytest
 import torch
 from faults.bench import LOOPS, Bench
@@ -8,7 +10,8 @@ from in_process import GraphRunner
 
 @pytest.fixture(scope="module")
 def bench():
-    return Bench()
+    yield Bench()
+    gc.unfreeze()
 
 
 def test_faults_leave_model_and_modes_as_they_were_and_no_tensor_alive(bench):
