@@ -45,7 +45,8 @@ def stock(name: str, **inputs) -> tuple:
     """The outputs of a node of the host. Raises KeyError where this host does not have it."""
     kind = nodes.NODE_CLASS_MAPPINGS[name]
     if issubclass(kind, io.ComfyNode):
-        output = kind.execute(**inputs)
+        declared = {value.id for value in kind.define_schema().inputs}  # older hosts' nodes have fewer
+        output = kind.execute(**{name: value for name, value in inputs.items() if name in declared})
         return output.args if isinstance(output, io.NodeOutput) else output
     return getattr(kind(), kind.FUNCTION)(**inputs)
 

@@ -264,7 +264,7 @@ def test_an_image_of_another_latent(preview, model, shape):
 
 def test_a_model_that_is_no_unet(preview, model):
     broken = model.clone()
-    broken.get_model_object = lambda name: torch.nn.Linear(1, 1)
+    broken.get_model_object = lambda name: torch.nn.Linear(1, 1) if name == "diffusion_model" else model.get_model_object(name)
     run = preview(broken)
     assert not run.success and "SD1.x" in run.error
 

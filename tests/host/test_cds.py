@@ -437,7 +437,7 @@ REFUSALS = {
     "batch": (dict(), {"target": [[randn(2, 77, 64), {}]]}, ["target", "batch of 2", "latent of 1"]),
     "video": (dict(), {"latent": {"samples": randn(1, 4, 2, 8, 8)}}, ["image latents"]),
     "not finite": (dict(), {"latent": {"samples": torch.full((1, 4, 8, 8), float("nan"))}}, ["NaN"]),
-    "diverges": (dict(), {"target": [[torch.full((1, 77, 64), float("nan")), {}]]}, ["iteration 1", "target's score"]),
+    "diverges": (dict(), {"target": [[torch.full((1, 77, 64), 3e38), {}]]}, ["iteration 1", "target's score"]),
 }
 
 

@@ -267,7 +267,8 @@ def test_every_family_trains(family):
 
 
 def test_drawing_can_be_cancelled_and_is_repeated_from_its_seed():
-    batches = finetune.Draws(lambda: iter([[Example(randn(1, 4, 8, 6), "caption")]] * 3))
+    example = Example(randn(1, 4, 8, 6), "caption")
+    batches = finetune.Draws(lambda: iter([[example]] * 3))
     assert [*batches] == [*batches] and len([*batches]) == 3
     embeddings = finetune.Embeddings(lambda prompt: (randn(1, 7, WIDTH), None))
     embeddings.encode(batches)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import comfy.latent_formats
 import folder_paths
 import pytest
 import torch
@@ -247,7 +248,7 @@ def test_a_model_that_is_no_unet(run_graph, values):
 
     class Patcher:
         model = Transformer()
-        get_model_object = lambda self, name: Transformer()
+        get_model_object = lambda self, name: comfy.latent_formats.SD15() if name == "latent_format" else Transformer()
 
     nodes = {name: node for name, node in graph(result={"value": ["hooks", 0]}).items() if name in ("model", "hooks", "result")}
     run = run_graph(nodes, values | {"model": Patcher()})

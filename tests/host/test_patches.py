@@ -1,13 +1,14 @@
 """A few cells of the table of `python -m benchmarks.patches`, and models that are told what they are."""
 
 import re
+from types import SimpleNamespace
 
 import comfy.model_base
 import comfy.model_patcher
 import comfy.supported_models
 import pytest
 import torch
-from tiny import COMMON, CPU, SHALLOW, randn
+from tiny import COMMON, CPU, SHALLOW, WIDTH, randn
 from zerocon_pack.benchmarks.patches.cells import check
 from zerocon_pack.benchmarks.patches.patches import PATCHES
 from zerocon_pack.benchmarks.patches.subject import execute, toy_subject
@@ -77,8 +78,14 @@ NODES = [AttentionHookedUNet, AttentionMapPreview, CDSOptimize, DDIMInvert, Edit
 def test_a_video_model_is_told_what_it_is(node):
     """Whatever else the node is given."""
     schema = node.define_schema()
-    inputs = dict.fromkeys((value.id for value in schema.inputs if not value.optional), None)
-    inputs |= {"model": tiny_svd()} | ({"image_latent": {"samples": randn(1, 4, 8, 8)}} if "image_latent" in inputs else {})
+    given = {
+        "MODEL": tiny_svd(),
+        "CLIP": SimpleNamespace(encode_from_tokens=None),
+        "LATENT": {"samples": randn(1, 4, 8, 8)},
+        "CONDITIONING": [[randn(1, 7, WIDTH), {}]],
+        "STRING": "",
+    }
+    inputs = {value.id: given.get(value.get_io_type()) for value in schema.inputs if not value.optional}
     if schema.is_input_list:
         inputs = {name: [value] for name, value in inputs.items()}
     with torch.inference_mode(), pytest.raises(ValueError) as refused:

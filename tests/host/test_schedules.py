@@ -103,7 +103,7 @@ def test_training_draws_from_a_continuous_schedule(continuous):
     prompts = ("caption", "first", "second")
     example = Example(randn(1, 4, 8, 8), prompts[0], prompts[1:], torch.tensor([0.5]))
     embeddings = {prompt: (randn(1, 7, WIDTH, seed=seed), None) for seed, prompt in enumerate(prompts)}
-    training = Training([[example]] * 3, embeddings, Objective(), 0.01, 1, seed=0, checkpointing=False)
+    training = Training([[example]] * 3, 3, 3, embeddings, Objective(), 0.01, 1, seed=0, checkpointing=False)
     with torch.inference_mode():
         history = train(model, training, new_adapters(model, 2, seed=0), report=lambda line: None)
     assert len(history) == 3 and all(math.isfinite(step.total) for step in history)
