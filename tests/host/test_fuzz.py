@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 from fuzz import verdicts
-from fuzz.graphs import trials
+from fuzz.graphs import trials, with_bad_values
 from fuzz.sound import sound_graph, toy_values
 from fuzz.verdicts import CANCELLED, DEAF, DEFECTS, FINE, HOST, REFUSED, SILENT, TRACEBACK, try_graph
 from in_process import GraphRunner
@@ -53,7 +53,8 @@ def test_bad_values_do_no_harm_or_are_refused_in_a_sentence(runner, values):
 
 @pytest.mark.parametrize("place", FOUND)
 def test_what_the_fuzz_found_is_refused_in_a_sentence(runner, values, place):
-    tried = {trial.what: trial for trial in trials(values, [place.split(".")[0]]) if str(trial).startswith(f"{place} = ")}
+    node, name = place.split(".")
+    tried = {trial.what: trial for trial in with_bad_values(values, [node]) if trial.place == name}
     found = {what: try_graph(runner, tried[what].graph, tried[what].values) for what in FOUND[place]}
     assert {what: verdict.kind for what, verdict in found.items()} == dict.fromkeys(FOUND[place], REFUSED), found
 

@@ -120,7 +120,7 @@ def hooks(model: torch.nn.Module) -> dict[str, list[int]]:
 class Bench:
     """The loops on the toy world, and what a fault may not change.
 
-    All that is there before the first fault is frozen: Python's collector, which looks for what is left, has less to see.
+    All that is there before the first fault is frozen: the collector, which looks for what is left, then has less to look at.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from fuzz.verdicts import DEFECTS, TRACEBACK, try_graph  # noqa: E402
 
 def main() -> int:
     parser = argparse.ArgumentParser("python tests/host/fuzz", None, "Bad values at every input of every node.")
-    parser.add_argument("--only", nargs="+", metavar="NODE", help="ids of nodes; all without it")
+    parser.add_argument("--only", nargs="+", metavar="NODE", default=(), help="ids of nodes; all without it")
     parser.add_argument("--every", type=int, default=1, help="only every so many of the graphs")
     options = parser.parse_args(ARGUMENTS)
 

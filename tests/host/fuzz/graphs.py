@@ -1,7 +1,7 @@
 """All graphs of the fuzz: a sound graph each with one bad value in it, and the sound graphs on other families of models."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from .bad import Bad, bad_values
@@ -36,21 +36,24 @@ def with_bad(graph: dict[str, dict], place: str, bad: Bad, takes_lists: bool) ->
     return graph
 
 
-def trials(values: Values, only: list[str] | None = None) -> Iterator[Trial]:
-    for node_id, node in pack_nodes().items():
-        if only and node_id not in only:
-            continue
-        schema, graph = node.GET_SCHEMA(), sound_graph(node_id)
+def trials(values: Values, only: Sequence[str] = ()) -> Iterator[Trial]:
+    """All of them, or those of some nodes."""
+    chosen = only or [*pack_nodes()]
+    yield from with_bad_values(values, chosen)
+    yield from with_other_models(values, chosen)
+
+
+def with_bad_values(values: Values, chosen: Sequence[str]) -> Iterator[Trial]:
+    for node_id in chosen:
+        schema, graph = pack_nodes()[node_id].GET_SCHEMA(), sound_graph(node_id)
         yield Trial(node_id, "", "as it is", graph, values)
         for declared in schema.inputs:
             for bad in bad_values(declared, values, schema.is_input_list):
                 changed = with_bad(graph, declared.id, bad, schema.is_input_list)
                 yield Trial(node_id, declared.id, bad.name, changed, values | {BAD: bad.value}, bad.forged)
+
+
+def with_other_models(values: Values, chosen: Sequence[str]) -> Iterator[Trial]:
     for family, own in other_families(values).items():
-        for node_id in only or pack_nodes():
+        for node_id in chosen:
             yield Trial(node_id, "", family, sound_graph(node_id), own)
-
-
-def quick(all_trials: Iterator[Trial], every: int) -> Iterator[Trial]:
-    """Every so many of the trials, spread over the values so that each kind of them occurs."""
-    return (trial for number, trial in enumerate(all_trials) if number % every == 0)
