@@ -11,7 +11,7 @@ from test_nodes import WordClip
 from test_nodes import graph as pipeline
 from tiny import FAMILIES, WIDTH, conditioning, randn, tiny_unet
 from zerocon_pack.bridge.loops.differences import noise_level
-from zerocon_pack.bridge.loops.training import Training, train
+from zerocon_pack.bridge.loops.training import Embeddings, Training, train
 from zerocon_pack.bridge.model.adapters import new_adapters
 from zerocon_pack.zerocon_core.methods.cds import draw_timesteps, timestep_range
 from zerocon_pack.zerocon_core.methods.finetune import Example, Objective
@@ -102,7 +102,7 @@ def test_training_draws_from_a_continuous_schedule(continuous):
     model, levels = seen(continuous)
     prompts = ("caption", "first", "second")
     example = Example(randn(1, 4, 8, 8), prompts[0], prompts[1:], torch.tensor([0.5]))
-    embeddings = {prompt: (randn(1, 7, WIDTH, seed=seed), None) for seed, prompt in enumerate(prompts)}
+    embeddings = Embeddings(lambda prompt: (randn(1, 7, WIDTH, seed=prompts.index(prompt)), None))
     training = Training([[example]] * 3, 3, 3, embeddings, Objective(), 0.01, 1, seed=0, checkpointing=False)
     with torch.inference_mode():
         history = train(model, training, new_adapters(model, 2, seed=0), report=lambda line: None)
