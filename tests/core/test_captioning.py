@@ -41,6 +41,11 @@ def greedy(captioner, image: Tensor, prefix: str, limit: int) -> str:
     return " ".join(BLIP_WORDS[token] for token in tokens if not BLIP_WORDS[token].startswith("["))
 
 
+def test_a_prefix_that_leaves_no_room(captioner, images):
+    with pytest.raises(ValueError, match="prefix is 6[0-9] tokens long, and this captioner continues at most 24"):
+        caption_images(*captioner, images, "red " * 60)
+
+
 @pytest.mark.parametrize("prefix", ["", "a red"])
 @pytest.mark.parametrize("limit", [1, 6])
 def test_captions_are_greedy(captioner, images, prefix, limit):

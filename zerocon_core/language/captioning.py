@@ -26,10 +26,16 @@ def caption_images(
     prefix: str = "",
     max_tokens: int = 40,
 ) -> list[str]:
-    """One caption an image, by greedy search. `images` is (B, H, W, 3) in [0, 1]; a `prefix` is continued."""
+    """One caption an image, by greedy search. `images` is (B, H, W, 3) in [0, 1]; a `prefix` is continued.
+
+    Raises ValueError for a prefix that leaves the captioner no room.
+    """
     pixels = [(image.clamp(0, 1) * 255).round().byte().cpu().numpy() for image in images[..., :3]]
     inputs = preprocess(pixels, return_tensors="pt")
     if prefix:
         inputs.update(tokenizer([prefix] * len(pixels), return_token_type_ids=False, return_tensors="pt"))
+        taken, room = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings - max_tokens
+        if taken > room:
+            raise ValueError(f"prefix is {taken} tokens long, and this captioner continues at most {max(room, 0)}; shorten it")
     tokens = model.generate(**inputs.to(model.device), max_new_tokens=max_tokens)
     return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
