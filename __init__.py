@@ -11,13 +11,10 @@ WEB_DIRECTORY = "./web"
 
 class ZeroConExtension(ComfyExtension):
     @override
-    async def on_load(self) -> None:
-        add_route()
-
-    @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
 
 
 async def comfy_entrypoint() -> ZeroConExtension:
+    add_route()  # not in `on_load`, which ComfyUI 0.3.64 never calls
     return ZeroConExtension()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from tools.comfy_client import Client, ServerError
+from tools.comfy_client import Client
 
 from ..fleet import Unfit
 
@@ -43,11 +43,11 @@ class Standard:
 
 
 def identity_of(client: Client, models: Sequence[str]) -> Identity:
-    """What a server says of itself through the pack's route. Raises ServerError where there is no such pack."""
+    """What a server says of itself through the pack's route. Raises `Unfit` where there is no such pack."""
     try:
         found = client.get("/zerocon/identity", models="\n".join(models))
     except urllib.error.HTTPError as error:
-        raise ServerError(f"{client.url} has no ComfyUI-ZeroCon that says what it is ({error}); install or update it") from None
+        raise Unfit(f"it has no ComfyUI-ZeroCon that says what it is ({error}); install or update the pack there") from None
     return Identity(found["comfyui"], found["pack"], found["models"])
 
 

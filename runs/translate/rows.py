@@ -100,13 +100,13 @@ def share(images: Sequence[bytes], count: int) -> list[Sequence[bytes]]:
 
 def texts(graph: dict, answer: Answer, place: int) -> dict[str, str]:
     """What the workflow says about one of its pictures, by the title of the node that shows it; the same words once."""
-    shown = {title(graph[node]): output["text"] for node, output in answer.outputs.items() if is_told(graph, node, output)}
+    shown = {title(graph[node]): answer.outputs[node]["text"] for node in graph if is_told(graph, node, answer.outputs)}
     said = {name: str(lines[place] if place < len(lines) else lines[-1]) for name, lines in shown.items() if lines}
     return {name: words for words, name in {words: name for name, words in said.items()}.items()}
 
 
-def is_told(graph: dict, node: str, output: dict) -> bool:
-    return "text" in output and node in graph and graph[node]["class_type"] in TEXTS and node != "metrics_shown"
+def is_told(graph: dict, node: str, outputs: dict) -> bool:
+    return "text" in outputs.get(node, {}) and graph[node]["class_type"] in TEXTS and node != "metrics_shown"
 
 
 def alike(translation: Translation) -> Callable[[Entry], tuple | None]:
