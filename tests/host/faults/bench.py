@@ -11,7 +11,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 from fuzz.sound import Values, sound_graph, toy_values
-from in_process import GraphRunner, report_progress
+from in_process import GraphRunner, TestCapture, report_progress
 from tiny import fingerprint, tensor_bytes
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -156,6 +156,9 @@ class Bench:
         """What differs after the fault; nothing, if all is well."""
         with self.broken(fault):
             GraphRunner()(self.loops[fault.loop].graph, self.values)
+        TestCapture.captured = {}
+        while gc.collect():  # what autograd's graph holds is found only when the frames that held the graph are gone
+            pass
         after, left = state(self.values), tensor_bytes() - self.bytes
         wrong = [f"{name} {key}" for name in after for key in after[name] if after[name][key] != self.before[name][key]]
         return wrong + [f"{left} bytes of tensors kept"] * (left > 0)
