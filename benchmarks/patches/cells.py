@@ -160,7 +160,7 @@ def cds(subject: Subject) -> Figures:
         latents, _ = execute(
             CDSOptimize, model=[subject.model], image_latent=[subject.latent], source=[subject.source], target=[subject.edited],
             negative=[subject.negative], cfg=[5.0], steps=[2], step_size=[0.1], step_rule=["fixed"], w_dds=[1.0], w_cut=[3.0],
-            min_timestep=[50], max_timestep=[948], timestep_order=["random"], ids_steps=[0], checkpointing=[False], seed=[0],
+            min_timestep=[0.05], max_timestep=[0.948], timestep_order=["random"], ids_steps=[0], checkpointing=[False], seed=[0],
             **{name: [value] for name, value in PATCHNCE.items()},
         )  # fmt: skip
         return latents[0]["samples"]

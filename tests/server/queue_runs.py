@@ -73,7 +73,7 @@ def distilled() -> Graph:
         "result": node(
             "ZeroConCDSOptimize", model=["world", 0], image_latent=["encoded", 0], **prompts, cfg=7.5, steps=1, step_size=0.05,
             step_rule="fixed", w_dds=1, w_cut=3, temperature=0.07, patches=16, patch_sizes="1, 2", contrast="cds",
-            min_timestep=50, max_timestep=948, timestep_order="random", ids_steps=0, checkpointing=False, seed=0,
+            min_timestep=0.05, max_timestep=0.948, timestep_order="random", ids_steps=0, checkpointing=False, seed=0,
         ),
         "bits": node("WitnessBits", value=["result", 0]),
     }  # fmt: skip
