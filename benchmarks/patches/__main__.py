@@ -16,8 +16,9 @@ import nodes
 import server
 from comfyui_version import __version__ as comfyui
 
-from ..engine import Item, here, run_all
-from ..records import Records, Row
+from runs.engine import Item, here, run_all
+from runs.records import Records, Row
+
 from ..tables import markdown
 from .cells import ANSWER, GRADIENT, METHODS, MOVE, check
 from .patches import PATCHES
