@@ -13,6 +13,8 @@ from tools.comfy_server import LOAD_FAILURE, PACK_NAME
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+# Left out by hosts that have no splats.
+NEEDS_SPLATS = {"ZeroConSplatViews", "ZeroConViewsToSplat", "ZeroConCDSOptimize3D"}
 
 
 def of_type(graph: dict, class_type: str) -> dict:
@@ -53,7 +55,8 @@ def test_workflow_is_offered_as_a_template(client, workflow):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md")))
 def test_help_page_is_served(client, name):
-    assert name in client.object_info()
+    nodes = client.object_info()
+    assert name in nodes or (name in NEEDS_SPLATS and "RenderSplat" not in nodes)
     assert client.get_bytes(f"/extensions/{PACK_NAME}/docs/{name}.md").startswith(b"#")
 
 
