@@ -1,6 +1,7 @@
 """Captions from a BLIP model (Li et al. 2022), loaded from a folder in transformers' format."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import BertTokenizer, BlipForConditionalGeneration, BlipImageProcessor
@@ -34,7 +35,8 @@ def caption_images(
     inputs = preprocess(pixels, return_tensors="pt")
     if prefix:
         inputs.update(tokenizer([prefix] * len(pixels), return_token_type_ids=False, return_tensors="pt"))
-        taken, room = inputs["input_ids"].shape[1], model.config.text_config.max_position_embeddings - max_tokens
+        text: Any = model.config.text_config
+        taken, room = inputs["input_ids"].shape[1], text.max_position_embeddings - max_tokens
         if taken > room:
             raise ValueError(f"prefix is {taken} tokens long, and this captioner continues at most {max(room, 0)}; shorten it")
     tokens = model.generate(**inputs.to(model.device), max_new_tokens=max_tokens)
