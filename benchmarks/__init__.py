@@ -6,4 +6,5 @@ toy       the toy world as a test bed
 quality   what edits are worth on it
 piebench  PIE-Bench through a real server
 speed     time and memory
+patches   the host's own patches under every method
 """

@@ -16,6 +16,7 @@ from zerocon_pack.bridge.loops.inversion import default_sigmas
 from zerocon_pack.bridge.loops.word_maps import attention_maps
 from zerocon_pack.bridge.model.attention import observe
 from zerocon_pack.bridge.model.facts import all_cross_attention, decoder_self_attention
+from zerocon_pack.bridge.model.noising import is_flow
 from zerocon_pack.nodes.attention_hooked_unet import AttentionHookedUNet
 from zerocon_pack.nodes.attention_map_preview import AttentionMapPreview
 from zerocon_pack.nodes.cds_optimize import CDSOptimize
@@ -126,7 +127,7 @@ def cds_slopes(run: Run, subject: Subject) -> float:
     layers = decoder_self_attention(run.model.diffusion_model)
     scores = {name: scorer(run, name, layers, differentiable=True) for name in ("source", "target")}
     weights, recording = CDSWeights(0.0, 1.0, PatchNCE()), run.recording()
-    draw = torch.Generator().manual_seed(1)
+    draw = torch.Generator().manual_seed(5)  # near z ToMe merges the same tokens: where it changes its mind, it jumps
     noise, sigma = torch.randn(run.latent.shape, generator=draw), run.sigmas[0]
     z = run.latent + 0.1 * run.latent.std() * torch.randn(run.latent.shape, generator=draw)
     with recording(), torch.no_grad():
@@ -184,9 +185,11 @@ def masks(subject: Subject) -> Figures:
     found = prompt_differences(subject.model, samples, prompts, 0.5, 2, 0, lambda draw, mean: None)
     sigma, z = noise_level(subject.model, 0.5)[0], subject.model.model.process_latent_in(samples)
 
+    share = 1 - sigma if is_flow(subject.model) else 1  # of the image in what is noised
+
     def predict(noise: Tensor) -> Tensor:
-        x = z + sigma * noise
-        return torch.stack([(x - denoised(subject.model, prompt, x, sigma)) / sigma for prompt in prompts])
+        x = share * z + sigma * noise
+        return torch.stack([(x - share * denoised(subject.model, prompt, x, sigma)) / sigma for prompt in prompts])
 
     truth = average_difference(predict, samples.shape, 2, torch.Generator().manual_seed(0))
     return figures | {"answer": (error(found, truth), ANSWER)}
@@ -204,15 +207,19 @@ def word_maps(subject: Subject) -> Figures:
     found = attention_maps(subject.model, samples, subject.source, layers, 0.5, 0)
     sigma, size = noise_level(subject.model, 0.5)[0], samples.shape[-2:]
     noise = torch.randn(1, *samples.shape[1:], generator=torch.Generator().manual_seed(0))
-    x = subject.model.model.process_latent_in(samples) + sigma * noise
+    share = 1 - sigma if is_flow(subject.model) else 1
+    x = share * subject.model.model.process_latent_in(samples) + sigma * noise
     seen = cross_attention(subject.model, subject.source, x, sigma, found.shape[1])
-    shaped = [square(probabilities, size) for probabilities in seen]
-    return figures | {"answer": (error(found, average_maps(shaped, tuple(size))), ANSWER)}
+    _, *shares = subject.source[0][1].get("area", ("percentage", 1, 1, 0, 0))  # of an area at the upper left
+    height, width = (round(share * side) for share, side in zip(shares, size, strict=False))
+    truth = torch.zeros_like(found)
+    truth[..., :height, :width] = average_maps([square(maps, height / width) for maps in seen], (height, width))
+    return figures | {"answer": (error(found, truth), ANSWER)}
 
 
-def square(probabilities: Tensor, size: torch.Size) -> Tensor:
-    """(B, heads, positions, tokens) as (B, heads, h, w, tokens) of a map as wide to its height as `size`."""
-    height = round((probabilities.shape[2] * size[0] / size[1]) ** 0.5)
+def square(probabilities: Tensor, aspect: float) -> Tensor:
+    """(B, heads, positions, tokens) as (B, heads, h, w, tokens) of a map `aspect` times as high as wide."""
+    height = round((probabilities.shape[2] * aspect) ** 0.5)
     return probabilities.unflatten(2, (height, -1)).float()
 
 

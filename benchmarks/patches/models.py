@@ -6,7 +6,6 @@ from typing import Any
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.gligen
-import comfy.latent_formats
 import comfy.model_base
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
@@ -53,8 +52,7 @@ def wider(model: ModelPatcher, kind: str) -> ModelPatcher:
 def controlnet() -> comfy.controlnet.ControlNet:
     sizes: dict[str, Any] = config.UNET_CONFIG | {"num_heads": config.UNET_HEADS, "hint_channels": 3}
     network = randomized(comfy.cldm.cldm.ControlNet(**sizes), 0.2)
-    latents = comfy.latent_formats.SD15()
-    return comfy.controlnet.ControlNet(network, load_device=CPU, latent_format=latents)
+    return comfy.controlnet.ControlNet(network, load_device=CPU)
 
 
 def gligen(unet: nn.Module) -> ModelPatcher:

@@ -189,7 +189,6 @@ PATCHES: dict[str, Patch] = {
     "Create Hook LoRA": with_hook_lora,
     "ModelMergeSimple": merged("ModelMergeSimple", ratio=0.5),
     "ModelMergeAdd of ModelMergeSubtract": with_difference,
-    "ModelMergeSubtract": merged("ModelMergeSubtract", multiplier=0.1),
     "ModelMergeBlocks": merged("ModelMergeBlocks", input=0.5, middle=0.2, out=0.8),
     "ModelSamplingDiscrete, zsnr": on_model("ModelSamplingDiscrete", sampling="eps", zsnr=True),
     "ModelSamplingDiscrete, v": on_model("ModelSamplingDiscrete", sampling="v_prediction", zsnr=False),

@@ -80,7 +80,7 @@ def slope(loss: Callable[[float], float], step: float) -> float:
     return (8 * (loss(step) - loss(-step)) - (loss(2 * step) - loss(-2 * step))) / (12 * step)
 
 
-STEPS = (1e-3, 3e-4, 3e-3, 1e-4, 3e-5, 1e-2)
+STEPS = (1e-3, 3e-4, 3e-3, 4e-4, 1e-4, 1e-2, 3e-2)
 """Shares of a vector's length: small steps drown in rounding, large ones cut off what bends, or cross where ToMe jumps."""
 
 

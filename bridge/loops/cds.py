@@ -59,7 +59,7 @@ def scorer(run: Run, name: str, layers: HookedLayers, differentiable: bool) -> S
 def check_repeatable(run: Run, score: Scorer) -> None:
     """Raises ValueError where other nodes make the model answer the same question differently each time.
 
-    Source and edit would drift apart although nothing is asked of them: by chance (ToMe), or by what is kept from one answer for
+    Source and edit would drift apart although nothing is asked of them: by chance, or by what is kept from one answer for
     the next (APG's momentum).
     """
     names = acting_names(run.options)

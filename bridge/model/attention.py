@@ -91,8 +91,8 @@ def self_attention_hook(layers: HookedLayers, capture: Capture) -> Callable:
             height, width = options["activations_shape"][-2:]
             if n.shape[1] != height * width:
                 raise ValueError(
-                    f"a self-attention layer has {n.shape[1]} tokens for a {height}x{width} map: another patch merges tokens. "
-                    "Remove it (ToMe, HyperTile) from the model"
+                    f"a self-attention layer has {n.shape[1]} tokens for a {height}x{width} map: another patch merges tokens and "
+                    "does not take them apart again; take the model before it"
                 )
             if (capture := place()) is not None:
                 capture.file(capture.self_attention, rearrange(n, "b (h w) c -> b c h w", h=height), options)

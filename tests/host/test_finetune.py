@@ -267,9 +267,9 @@ def test_every_family_trains(family):
 
 
 def test_drawing_can_be_cancelled_and_is_repeated_from_its_seed():
-    example = Example(randn(1, 4, 8, 6), "caption")
-    batches = finetune.Draws(lambda: iter([[example]] * 3))
-    assert [*batches] == [*batches] and len([*batches]) == 3
+    batches = finetune.Draws(lambda: ([Example(randn(1, 4, 8, 6), f"caption {number}")] for number in range(3)))
+    captions = [[example.caption for batch in batches for example in batch] for _ in range(2)]
+    assert captions[0] == captions[1] == ["caption 0", "caption 1", "caption 2"]
     embeddings = finetune.Embeddings(lambda prompt: (randn(1, 7, WIDTH), None))
     embeddings.encode(batches)
     comfy.model_management.interrupt_current_processing()
