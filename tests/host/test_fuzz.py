@@ -27,6 +27,8 @@ FOUND = {
     "ZeroConGuidancePreview.sampled": ["bfloat16"],
     "ZeroConCDSOptimize.image_latent": ["noise mask: one NaN"],
     "ZeroConCDSOptimize.model": ["a list of none"],
+    "ZeroConSoftContrastiveTrain.model": ["SD1.x"],
+    "ZeroConSoftContrastiveTrain.existing_lora": ["a row"],
     "ZeroConEditDirection.clip": ["written: nothing"],
     "ZeroConEditDirection.caption": ["half a pair", "embedding", "weights"],
     "ZeroConEditDirection.edit_to": ["half a pair", "weights"],
