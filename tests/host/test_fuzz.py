@@ -29,6 +29,7 @@ FOUND = {
     "ZeroConCDSOptimize.model": ["a list of none"],
     "ZeroConSoftContrastiveTrain.model": ["SD1.x"],
     "ZeroConSoftContrastiveTrain.existing_lora": ["a row"],
+    "ZeroConCaptionEncode.captions": ["embedding", "weights"],
     "ZeroConEditDirection.clip": ["written: nothing"],
     "ZeroConEditDirection.caption": ["half a pair", "embedding", "weights"],
     "ZeroConEditDirection.edit_to": ["half a pair", "weights"],
