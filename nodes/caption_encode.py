@@ -2,6 +2,7 @@ from comfy_api.latest import io
 
 from ..bridge.model.conditioning import encode_captions
 from ..zerocon_core.language.text import lines
+from .shared.checks import check_encoded
 from .shared.refusals import refusing
 from .shared.schema import search_aliases
 
@@ -34,4 +35,6 @@ class CaptionEncode(io.ComfyNode):
     @classmethod
     @refusing
     def execute(cls, clip, captions) -> io.NodeOutput:
-        return io.NodeOutput(encode_captions(clip, lines(captions) or [""]))
+        conditioning = encode_captions(clip, lines(captions) or [""])
+        check_encoded(conditioning)
+        return io.NodeOutput(conditioning)

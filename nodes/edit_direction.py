@@ -5,6 +5,7 @@ from ..bridge.model.conditioning import SentenceEncoder, encode_captions, shift_
 from ..bridge.status import say
 from ..zerocon_core.language.directions import TEMPLATES, edit_directions, paired_sentences, phrases
 from ..zerocon_core.language.text import find_phrase, lines
+from .shared.checks import check_encoded
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 from .shared.types import Direction
@@ -81,17 +82,10 @@ class EditDirection(io.ComfyNode):
             warn(cls, "the direction is zero, so nothing will change: the text encoder sees no difference between the phrases")
         source = encode_captions(clip, captions)
         edited = shift_conditioning(source, direction, strength)
-        check_embeddings(edited)
+        check_encoded(edited)
         for text in encoder.cut:
             warn(cls, f'a sentence is longer than the text encoder reads; cut off: "{text}"')
         return io.NodeOutput(source, edited, direction)
-
-
-def check_embeddings(edited: list) -> None:
-    if not all(tokens.isfinite().all() for tokens, _ in edited):
-        raise ValueError(
-            "the embeddings are NaN or infinite; check weights such as (cat:1.2) in caption, phrases and bank, and the CLIP"
-        )
 
 
 class SaveEditDirection(io.ComfyNode):

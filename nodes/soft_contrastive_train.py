@@ -12,7 +12,7 @@ from ..bridge.model.noising import is_flow
 from ..bridge.status import say
 from ..zerocon_core.language.text import lines, listed
 from ..zerocon_core.methods.finetune import Objective, Targets, draw_batches, exploded, word_variations
-from .shared.checks import single_but
+from .shared.checks import check_conditionings, single_but
 from .shared.models import check_image_model
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
@@ -124,6 +124,7 @@ class SoftContrastiveTrain(io.ComfyNode):
         report("encoding prompts")
         encoder = SentenceEncoder(clip)
         embeddings = Embeddings(encoder)
+        check_conditionings(model, None, captions=[[embeddings[captions[0]][0], {}]])
         choice = Targets(target_count, soft_loss=contrast == SOFT, soft_choice=soft_augmentation)
         batches = Draws(
             partial(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...zerocon_core.methods.cds import Recording
 from ...zerocon_core.noising import Noising
-from ..model.autograd import GradientRegion, may_write_in_place, reserve_for_backward
+from ..model.autograd import GradientRegion, forget_failed_backward, may_write_in_place, reserve_for_backward
 from ..model.conditioning import check_cover
 from ..model.noising import noising_of
 from ..model.patches import repeatable
@@ -87,7 +87,10 @@ class LoopSampler(comfy.samplers.Sampler, Generic[Result]):
         with torch.inference_mode(False), torch.no_grad():
             mask = None if denoise_mask is None else denoise_mask.float().clone()
             tensors = sigmas.clone(), latent_image.float().clone(), noise.clone(), mask
-            self.result = self.loop(Run(model_wrap, *tensors, repeatable(extra_args["model_options"]), callback))
+            try:
+                self.result = self.loop(Run(model_wrap, *tensors, repeatable(extra_args["model_options"]), callback))
+            finally:
+                forget_failed_backward()  # also where a loop ends well after a cancel, as training does
         return latent_image
 
 

@@ -34,7 +34,8 @@ def loaded_adapters(model: ModelPatcher, lora: Mapping[str, Tensor]) -> dict[str
         if loaded is None:
             raise ValueError(f"the LoRA to continue has nothing for {name}")
         up, down, alpha, *others = loaded.weights
-        if any(other is not None for other in others) or (up.shape[0], down.shape[1]) != (layer.out_features, layer.in_features):
+        fits = up.ndim == down.ndim == 2 and (len(up), down.shape[1]) == (layer.out_features, layer.in_features)
+        if not fits or any(other is not None for other in others):
             raise ValueError(f"the LoRA to continue is of another kind or size at {name}")
         with torch.inference_mode(False):
             adapters[name] = LowRank(down, up, float(len(down)) if alpha is None else alpha)

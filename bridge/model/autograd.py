@@ -187,9 +187,14 @@ class GradientRegion:
             try:
                 yield
             except BaseException:
-                # Autograd keeps the error of a backward pass, and all that the pass held, until it runs again.
-                torch.ones((), requires_grad=True).clone().backward()
+                forget_failed_backward()
                 raise
+
+
+def forget_failed_backward() -> None:
+    """Autograd keeps the error of a backward pass, and all that the pass held, until it runs again: here it does."""
+    with torch.inference_mode(False), torch.enable_grad():
+        torch.ones((), requires_grad=True).clone().backward()
 
 
 def may_write_in_place(conds: Iterable[Sequence[Mapping[str, Any]]], model_options: Mapping[str, Any]) -> bool:

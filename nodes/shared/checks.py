@@ -59,6 +59,12 @@ def check_conditionings(model, samples: torch.Tensor | None, **conditionings: li
                 )
 
 
+def check_encoded(conditioning: list) -> None:
+    """For what a node has just made of texts."""
+    if not all(tokens.isfinite().all() for tokens, _ in conditioning):
+        raise ValueError("the embeddings are NaN or infinite; check the weights in the texts, such as (cat:1.2), and the CLIP")
+
+
 def check_entry(name: str, tokens: torch.Tensor | None, options: dict, samples: torch.Tensor | None) -> None:
     """One prompt of a CONDITIONING: what no model takes, and areas that lie outside of the latent."""
     if tokens is not None and (tokens.ndim != 3 or min(tokens.shape) == 0):

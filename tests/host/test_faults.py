@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from faults.bench import LOOPS, Bench
+from faults.bench import ERRORS, LOOPS, Bench, Fault
 from in_process import GraphRunner
 
 
@@ -22,9 +22,17 @@ def test_faults_leave_model_and_modes_as_they_were_and_no_tensor_alive(bench):
     assert all(torch.equal(results[loop], tensor) for loop, tensor in bench.expected.items())
 
 
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("loop", ["inversion", "guidance", "CDS", "training"])
+def test_a_backward_pass_that_breaks_keeps_nothing(bench, loop, kind):
+    """Training ends well when it is cancelled, and autograd holds on to the pass that was."""
+    backward = bench.loops[loop].backward
+    assert backward and bench.inject(Fault(loop, "backward", backward[-len(backward) // 3], kind)) == []
+
+
 def test_faults_reach_the_graphs(bench):
     """Each fault of an operation ends its run, in an error or as cancelled."""
-    fault = next(fault for fault in bench.draw(100) if fault.place == "operation" and fault.kind == "error")
+    fault = next(fault for fault in bench.draw(100) if fault.place != "progress" and fault.kind == "error")
     runner = GraphRunner()
     with bench.broken(fault):
         run = runner(bench.loops[fault.loop].graph, bench.values)

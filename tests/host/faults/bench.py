@@ -41,9 +41,13 @@ class Operations(TorchDispatchMode):
         self.at = at
         self.error = error
         self.count = 0
+        self.backward: list[int] = []
+        """Numbers of those that ran in a backward pass."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += 1
+        if torch._C._current_graph_task_id() != -1:
+            self.backward.append(self.count)
         if self.count == self.at:
             raise self.error
         return func(*args, **kwargs or {})
@@ -52,7 +56,7 @@ class Operations(TorchDispatchMode):
 class Fault(NamedTuple):
     loop: str
     place: str
-    """operation or progress"""
+    """operation, backward (an operation of a backward pass) or progress"""
     at: int
     kind: str
 
@@ -61,6 +65,8 @@ class Loop(NamedTuple):
     graph: dict[str, dict]
     operations: int
     """In a run without a fault."""
+    backward: list[int]
+    """Numbers of those in backward passes."""
 
 
 @contextlib.contextmanager
@@ -136,21 +142,23 @@ class Bench:
         with Operations() as operations:
             run = GraphRunner()(graph, self.values)
         assert run.success, run.error
-        return Loop(graph, operations.count)
+        return Loop(graph, operations.count, operations.backward)
 
     def draw(self, count: int, seed: int = 0) -> Iterator[Fault]:
         """`count` faults, the loops by turns."""
         chance = random.Random(seed)
         for number in range(count):
-            loop, place = [*LOOPS][number % len(LOOPS)], "progress" if chance.random() < 0.1 else "operation"
-            at = 1 if place == "progress" else chance.randint(1, self.loops[loop].operations)
-            yield Fault(loop, place, at, chance.choice([*ERRORS]))
+            name = [*LOOPS][number % len(LOOPS)]
+            loop = self.loops[name]
+            places = {"progress": [1], "operation": range(1, loop.operations + 1), "backward": loop.backward or [1]}
+            [place] = chance.choices([*places], [1, 6, 3])
+            yield Fault(name, place, chance.choice(places[place]), chance.choice([*ERRORS]))
 
     @staticmethod
     def broken(fault: Fault) -> contextlib.AbstractContextManager:
         """Where the fault happens."""
         error = ERRORS[fault.kind]()
-        return Operations(fault.at, error) if fault.place == "operation" else broken_progress(fault.at, error)
+        return broken_progress(fault.at, error) if fault.place == "progress" else Operations(fault.at, error)
 
     def inject(self, fault: Fault) -> list[str]:
         """What differs after the fault; nothing, if all is well."""

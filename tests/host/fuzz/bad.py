@@ -288,6 +288,8 @@ def link_values(io_type: str, values: Values) -> dict[str, Any]:
     return makers[io_type]()
 
 
+OF_THE_PACK = {"ZEROCON_TRAJECTORY", "ZEROCON_DIRECTION"}
+"""Types that only the pack's own nodes make, which make nothing like what is tried here."""
 FORGED = {
     "LATENT": {"no samples": {}, "samples of text": {"samples": "x"}},
     "CONDITIONING": {"a bare tensor": [torch.ones(1, 77, 64)]},
@@ -307,7 +309,7 @@ def bad_values(declared: Any, values: Values, takes_lists: bool) -> Iterator[Bad
     io_type = declared.get_io_type()
     if is_link(declared):
         for name, value in link_values(io_type, values).items():
-            yield Bad(name, value)
+            yield Bad(name, value, forged=io_type in OF_THE_PACK)
         for name, value in FORGED.get(io_type, {}).items():
             yield Bad(name, value, forged=True)
         for name, value in (TEXTS if io_type == "STRING" else LITERALS).items():
