@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from itertools import chain, product
+from types import ModuleType
 
 import torch
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
@@ -58,25 +59,41 @@ def with_one_chance(model_options: dict) -> dict:
 
 def pass_of_one_chance(executor: Callable[..., Tensor], x: Tensor, *args, **kwargs) -> Tensor:
     """A pass with the random numbers of every other one; those that come next outside of it stay the same."""
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if x.is_cuda else ()):
-        torch.manual_seed(0)
+    with kept_chance(x.device):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed all other devices too
+        if x.device.type != "cpu":
+            torch.get_device_module(x.device).manual_seed(0)
         return executor(x, *args, **kwargs)
 
 
 def chance_of_now(device: torch.device) -> Callable[[], AbstractContextManager[None]]:
     """What opens a context in which the random numbers are those that come next now; they are as before when it closes."""
-    cuda = device.type == "cuda"
-    state, on_device = torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None
+    now = [place.get_rng_state() for place in places_of_chance(device)]
 
     @contextlib.contextmanager
     def context() -> Iterator[None]:
-        with torch.random.fork_rng([device.index or 0] if cuda else ()):
-            torch.set_rng_state(state)
-            if on_device is not None:
-                torch.cuda.set_rng_state(on_device, device)
+        with kept_chance(device):
+            for place, state in zip(places_of_chance(device), now, strict=True):
+                place.set_rng_state(state)
             yield
 
     return context
+
+
+@contextlib.contextmanager
+def kept_chance(device: torch.device) -> Iterator[None]:
+    """Random numbers that come next on the CPU and on `device` are as before when it closes."""
+    before = [place.get_rng_state() for place in places_of_chance(device)]
+    try:
+        yield
+    finally:
+        for place, state in zip(places_of_chance(device), before, strict=True):
+            place.set_rng_state(state)
+
+
+def places_of_chance(device: torch.device) -> list[ModuleType]:
+    """The modules that keep the state of random numbers for the CPU and for the current `device`."""
+    return [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
 
 
 def check_whole(model_options: dict) -> None:

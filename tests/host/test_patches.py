@@ -12,6 +12,7 @@ from tiny import COMMON, CPU, SHALLOW, WIDTH, randn
 from zerocon_pack.benchmarks.patches.cells import check
 from zerocon_pack.benchmarks.patches.patches import PATCHES
 from zerocon_pack.benchmarks.patches.subject import execute, toy_subject
+from zerocon_pack.bridge.model.patches import chance_of_now, pass_of_one_chance
 from zerocon_pack.nodes.attention_hooked_unet import AttentionHookedUNet
 from zerocon_pack.nodes.attention_map_preview import AttentionMapPreview
 from zerocon_pack.nodes.cds_optimize import CDSOptimize
@@ -53,6 +54,17 @@ def test_a_patch_is_right_or_refused_by_name(patch, method, subject):
     assert cell.right if expected == "right" else expected in cell.refusal, cell.text
 
 
+def test_a_pass_meets_the_same_chance_each_time_and_takes_none_from_others():
+    before, chance = torch.get_rng_state(), lambda x: torch.rand(x.shape)
+    first, again = (pass_of_one_chance(chance, randn(4)) for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(torch.get_rng_state(), before)
+    now = chance_of_now(torch.device("cpu"))
+    drawn = torch.rand(4)
+    with now():
+        assert torch.equal(torch.rand(4), drawn)
+    assert not torch.equal(torch.rand(4), drawn)
+
+
 def test_the_table_holds_37_nodes_of_the_host():
     assert len({re.split(",| of ", name)[0] for name in PATCHES} - {"nothing"}) >= 37
 
@@ -85,7 +97,9 @@ def test_a_video_model_is_told_what_it_is(node):
         "CONDITIONING": [[randn(1, 7, WIDTH), {}]],
         "STRING": "",
     }
-    inputs = {value.id: given.get(value.get_io_type()) for value in schema.inputs if not value.optional}
+    needed = [value for value in schema.inputs if not value.optional]
+    default = lambda value: getattr(value, "default", None)
+    inputs = {value.id: given[value.get_io_type()] if default(value) is None else default(value) for value in needed}
     if schema.is_input_list:
         inputs = {name: [value] for name, value in inputs.items()}
     with torch.inference_mode(), pytest.raises(ValueError) as refused:
