@@ -44,10 +44,7 @@ class CDSOptimize3D(io.ComfyNode):
                 io.Conditioning.Input("target", tooltip="What they shall show."),
                 io.Conditioning.Input("negative", tooltip="What CFG pushes away from: usually an empty prompt."),
                 io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="CFG scale (papers: 7.5)."),
-                io.Int.Input(
-                    "steps", default=600, min=1, max=100000,
-                    tooltip="Iterations. The first hundreds show little, then the edit comes quickly.",
-                ),
+                io.Int.Input("steps", default=600, min=1, max=100000, tooltip="Iterations. More edit more."),
                 io.Int.Input("views_per_step", default=1, min=1, max=64, tooltip="Cameras that look at each iteration."),
                 io.Float.Input(
                     "learning_rate", default=0.01, min=0.0, max=1.0, step=0.001, round=0.00001,

@@ -7,7 +7,7 @@ from test_splats_render import NAMES
 
 from zerocon_core.splats.gaussians import Splats
 from zerocon_core.splats.render import rasterization
-from zerocon_core.splats.training import Adam, Training, parameters_of, splats_of
+from zerocon_core.splats.training import Training, parameters_of, splats_of
 from zerocon_core.splats.views import Views, back_project, displayable, lift, region, view_of
 
 CAMERAS = [camera(24, 20, turn=turn) for turn in (0.0, 1.5, 3.0, 4.5)]
@@ -118,25 +118,6 @@ def test_parameters_are_the_splats():
         again = splats_of(parameters_of(splats, trained), splats)
         assert all(torch.allclose(getattr(again, name), getattr(splats, name)) for name in NAMES)
     assert parameters_of(splats, "everything").keys() == set(NAMES)
-
-
-def test_the_optimiser_is_adam():
-    value = {"colors": torch.randn(5, 3), "means": torch.randn(5, 2)}
-    rates = {"colors": 0.1, "means": 0.02}
-    leaves = {name: v.clone().requires_grad_(True) for name, v in value.items()}
-    theirs = torch.optim.Adam([{"params": [leaves[n]], "lr": rates[n]} for n in leaves], eps=1e-15)
-    ours, before = Adam(rates), {name: v.clone() for name, v in value.items()}
-    for seed in range(5):
-        g = torch.Generator().manual_seed(seed)
-        gradients = {name: torch.randn(v.shape, generator=g) for name, v in value.items()}
-        gradients["colors"][2] = 0
-        value = ours(value, gradients)
-        for name, leaf in leaves.items():
-            leaf.grad = gradients[name].clone()
-        theirs.step()
-    for name in value:
-        assert torch.allclose(value[name], leaves[name].detach(), atol=1e-6)
-    assert torch.equal(value["colors"][2], before["colors"][2])
 
 
 @pytest.mark.parametrize("trained", ["colors", "everything"])

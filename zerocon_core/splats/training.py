@@ -35,29 +35,6 @@ def splats_of(parameters: Parameters, splats: Splats) -> Splats:
     return replace(splats, **{name: activated.get(name, torch.clone)(value) for name, value in parameters.items()})
 
 
-class Adam:
-    """Adam (Kingma and Ba 2015) at a learning rate for each parameter, as a function from parameters to parameters.
-
-    A parameter that never had a gradient stays what it was, bit for bit.
-    """
-
-    def __init__(self, rates: Mapping[str, float], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-15):
-        self.rates, self.betas, self.eps = rates, betas, eps
-        self.steps = 0
-        self.means: dict[str, Tensor] = {}
-        self.squares: dict[str, Tensor] = {}
-
-    def __call__(self, parameters: Parameters, gradients: Parameters) -> dict[str, Tensor]:
-        self.steps += 1
-        return {name: value - self.rates[name] * self.step(name, gradients[name]) for name, value in parameters.items()}
-
-    def step(self, name: str, gradient: Tensor) -> Tensor:
-        first, second = self.betas
-        mean = self.means[name] = torch.lerp(gradient, self.means.get(name, torch.zeros_like(gradient)), first)
-        square = self.squares[name] = torch.lerp(gradient**2, self.squares.get(name, torch.zeros_like(gradient)), second)
-        return mean / (1 - first**self.steps) / ((square / (1 - second**self.steps)).sqrt() + self.eps)
-
-
 class Training:
     """Splats that are trained by their pictures from several cameras, all of them or a region (N,).
 
@@ -77,7 +54,9 @@ class Training:
         self.splats, self.background, self.region = splats, background, region
         self.views = Views(splats, cameras, room)
         self.parameters = parameters_of(splats, trained)
-        self.adam = Adam({name: learning_rate * RATES[name] for name in self.parameters})
+        self.leaves = {name: value.clone() for name, value in self.parameters.items()}
+        groups = [{"params": [leaf], "lr": learning_rate * RATES[name]} for name, leaf in self.leaves.items()]
+        self.adam = torch.optim.Adam(groups, eps=1e-15)
 
     def picture(self, parameters: Parameters, number: int) -> Tensor:
         """The picture (H, W, 3) of one camera, not kept within [0, 1], where gradients would end; differentiable."""
@@ -91,10 +70,14 @@ class Training:
         return pictures[0]
 
     def update(self, parameters: Parameters, gradients: Parameters) -> Parameters:
-        """One step of the optimiser. Colours stay displayable."""
+        """One step of Adam. Colours stay displayable; what never had a gradient stays what it was, bit for bit."""
         if self.region is not None:
             gradients = {name: gradient * _along(self.region, gradient) for name, gradient in gradients.items()}
-        moved = self.adam(parameters, gradients)
+        for name, leaf in self.leaves.items():
+            leaf.copy_(parameters[name])
+            leaf.grad = gradients[name]
+        self.adam.step()
+        moved = {name: leaf.clone() for name, leaf in self.leaves.items()}
         return moved | {"colors": displayable(moved["colors"], self.splats.colors)}
 
     def trained(self, parameters: Parameters) -> Splats:
