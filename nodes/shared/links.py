@@ -1,4 +1,4 @@
-"""What may arrive over a link: a program that drives the server can write anything in its place, and nodes hand on nothing."""
+"""What may arrive at a node: a program that drives the server can write anything in its place, and nodes hand on nothing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,16 +40,24 @@ KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 def check_links(schema: io.Schema, inputs: dict[str, Any]) -> None:
-    """Raises ValueError for what is not of its link's type; the optional inputs that are not connected may be None."""
+    """Raises ValueError for what is not of its link's type, and for no choice of a list.
+
+    Optional inputs that are not connected may be None.
+    """
     for declared in schema.inputs:
         kind, name = declared.get_io_type(), declared.id
         if schema.is_input_list and inputs.get(name) == []:
             raise ValueError(f"{name} came as an empty list; the node before it gave nothing")
-        if kind not in KINDS or name not in inputs:
+        if name not in inputs:
             continue
         for value in inputs[name] if schema.is_input_list else [inputs[name]]:
-            if not KINDS[kind](value) and not (value is None and declared.optional):
+            if value is None and declared.optional:
+                continue
+            if kind in KINDS and not KINDS[kind](value):
                 raise ValueError(wrong_kind(name, kind, value))
+            # Older hosts do not look whether a choice is one of those that a node of this API offers.
+            if kind == io.Combo.io_type and value not in declared.options:
+                raise ValueError(f"{name} is {value!r}, which is no choice; take one of {', '.join(map(str, declared.options))}")
 
 
 def wrong_kind(name: str, kind: str, value: Any) -> str:

@@ -14,7 +14,14 @@ def cds_graph(**changes) -> dict:
     }  # fmt: skip
     for name in ("model", "latent", "source", "target", "negative"):
         nodes[name] = "TestValue", {"key": name}
+    return changed(nodes, changes)
+
+
+def changed(nodes: dict[str, tuple[str, dict]], changes: dict[str, dict]) -> dict:
+    """In API format: `nodes` by name with their class and inputs, after `changes` of inputs; a new node gives its class_type."""
+    nodes = dict(nodes)
     for name, inputs in changes.items():
-        nodes[name] = (inputs.get("class_type") or nodes[name][0], (nodes.get(name) or ("", {}))[1] | inputs)
-        nodes[name][1].pop("class_type", None)
+        kind, before = nodes.get(name) or ("", {})
+        inputs = before | inputs
+        nodes[name] = inputs.pop("class_type", kind), inputs
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}

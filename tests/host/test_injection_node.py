@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from graphs import changed
 from test_nodes import WordClip
 from tiny import randn, tiny_unet
 from tiny_dit import tiny_dit
@@ -34,10 +35,7 @@ def graph(**changes) -> dict:
     }  # fmt: skip
     for name in ("clip", "model", "latent"):
         nodes[name] = "TestValue", {"key": name}
-    for name, inputs in changes.items():
-        inputs = dict(inputs)
-        nodes[name] = (inputs.pop("class_type", None) or nodes[name][0], (nodes.get(name) or ("", {}))[1] | inputs)
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+    return changed(nodes, changes)
 
 
 @pytest.fixture(scope="module")

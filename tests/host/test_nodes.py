@@ -7,6 +7,7 @@ import folder_paths
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler
+from graphs import changed
 from tiny import conditioning, randn, relative_error, tiny_unet
 from zerocon_pack.bridge.loops.inversion import default_sigmas
 
@@ -61,9 +62,7 @@ def graph(**changes) -> dict:
     }  # fmt: skip
     for name in ("clip", "model", "latent"):
         nodes[name] = "TestValue", {"key": name}
-    for name, inputs in changes.items():
-        nodes[name] = (inputs.pop("class_type", None) or nodes[name][0], (nodes.get(name) or ("", {}))[1] | inputs)
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+    return changed(nodes, changes)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Maps over an image, taken from the model itself.
 
 differences  where its predictions differ between prompts: heat maps and edit masks
-found        the mask that an edit finds on its way
 words        where it sees each word of a prompt
 """
