@@ -12,6 +12,7 @@ from ..zerocon_core.maps.words import find_words
 from ..zerocon_core.methods.injection import MasaCtrl, Method, PlugAndPlay, PromptToPrompt, WordEdit
 from .shared.checks import check_conditionings, check_mask
 from .shared.inputs import align_input
+from .shared.models import check_image_model
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 from .shared.types import Trajectory
@@ -106,6 +107,7 @@ class AttentionInjection(io.ComfyNode):
         cls, model, source, edited, negative, trajectory, method, cfg, cross_steps, self_steps, attention_steps, feature_steps,
         masactrl_start, source_prompt, edited_prompt, reweight, blend_words, blend_threshold, align, clip=None, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
+        check_image_model(model)
         check_conditionings(model, None, source=source, edited=edited, negative=negative)
         if mask is not None:
             check_mask(mask)

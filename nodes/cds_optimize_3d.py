@@ -14,6 +14,7 @@ from ..zerocon_core.splats.views import Views
 from .shared import types
 from .shared.checks import check_conditionings, same_text
 from .shared.inputs import checkpointing_input, parse_sizes, patchnce_inputs
+from .shared.models import check_image_model
 from .shared.refusals import refusing, warn
 from .shared.schema import search_aliases
 from .shared.splats import region_of, seen_splats
@@ -129,6 +130,7 @@ class CDSOptimize3D(io.ComfyNode):
 
 
 def check(model, vae, cameras: Cameras, prompts: Prompts, views_per_step: int) -> None:
+    check_image_model(model)
     if is_flow(model):
         raise ValueError("this is a flow model; it needs a model that predicts eps or v, such as SD1.x, SD2.x or SDXL")
     channels = model.get_model_object("latent_format").latent_channels

@@ -78,6 +78,17 @@ def too_large(options: dict, max_side: int) -> bool:
     return bool(max_side) and height * width > max_side**2
 
 
+def map_of(n: Tensor, options: dict) -> tuple[int, int]:
+    """Height and width of the map of which n (B, tokens, C) is in a self-attention layer. Raises ValueError for none."""
+    height, width = options["activations_shape"][-2:]
+    if n.shape[1] != height * width:
+        raise ValueError(
+            f"a self-attention layer has {n.shape[1]} tokens for a {height}x{width} map: another patch merges tokens and "
+            "does not take them apart again; take the model before it"
+        )
+    return height, width
+
+
 def self_attention_hook(layers: HookedLayers, capture: Capture) -> Callable:
     """Files the output of self-attention while the `capture` is there.
 
@@ -88,12 +99,7 @@ def self_attention_hook(layers: HookedLayers, capture: Capture) -> Callable:
 
     def read(n: Tensor, options: dict) -> Tensor:
         if current_layer(options) in layers.self_attention and not too_large(options, layers.max_side):
-            height, width = options["activations_shape"][-2:]
-            if n.shape[1] != height * width:
-                raise ValueError(
-                    f"a self-attention layer has {n.shape[1]} tokens for a {height}x{width} map: another patch merges tokens and "
-                    "does not take them apart again; take the model before it"
-                )
+            height, _ = map_of(n, options)
             if (capture := place()) is not None:
                 capture.file(capture.self_attention, rearrange(n, "b (h w) c -> b c h w", h=height), options)
         return n

@@ -15,8 +15,9 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor, nn
 
 from ...zerocon_core.methods.injection import Injected, LocalBlend, MasaCtrl, Method, PlugAndPlay, WordEdit
-from .attention import current_layer, hookable
+from .attention import current_layer, hookable, map_of
 from .facts import Layer, attention_levels
+from .patches import name_of
 
 SOURCE, EDITED, NEGATIVE = "source", "positive", "negative"
 """The parts of a pass, by the names of their conditionings."""
@@ -120,12 +121,7 @@ def self_attention_hook(exchange: Exchange, layers: frozenset[Layer], injected: 
         layer = current_layer(options)
         if layer not in layers:
             return n, context, value
-        height, width = options["activations_shape"][-2:]
-        if n.shape[1] != height * width:
-            raise ValueError(
-                f"a self-attention layer has {n.shape[1]} tokens for a {height}x{width} map: another patch merges tokens. "
-                "Remove it (ToMe, HyperTile) from the model"
-            )
+        map_of(n, options)
         keys = exchange.written((layer, "keys"), context)
         if injected.content:
             return n, keys, keys if value is context else exchange.written((layer, "values"), value)
@@ -199,10 +195,9 @@ def check_free(replacements: dict, layer: Layer) -> None:
     """Raises ValueError where another node computes this cross-attention itself."""
     other = replacements.get(layer, replacements.get(layer[:2]))
     if other is not None:
-        name = f"{other.__module__}.{other.__qualname__}" if hasattr(other, "__qualname__") else type(other).__name__
         raise ValueError(
-            f"another node ({name}) computes the cross-attention that Prompt-to-Prompt and blend_words have to read; remove it "
-            "from the model, or choose another method"
+            f"another node ({name_of(other)}) computes the cross-attention that Prompt-to-Prompt and blend_words have to read; "
+            "remove it from the model, or choose another method"
         )
 
 

@@ -107,7 +107,7 @@ REFUSALS = {
         ["timestep range"],
     ),
     "merged tokens": (dict(tome={"class_type": "TomePatchModel", "model": ["model", 0], "ratio": 0.5},
-                           injection={"model": ["tome", 0], "method": "plug-and-play"}), ["ToMe"]),
+                           injection={"model": ["tome", 0], "method": "plug-and-play"}), ["merges tokens"]),
 }  # fmt: skip
 
 

@@ -14,12 +14,14 @@ from zerocon_pack.benchmarks.patches.patches import PATCHES
 from zerocon_pack.benchmarks.patches.subject import execute, toy_subject
 from zerocon_pack.bridge.model.patches import chance_of_now, pass_of_one_chance
 from zerocon_pack.nodes.attention_hooked_unet import AttentionHookedUNet
+from zerocon_pack.nodes.attention_injection import AttentionInjection
 from zerocon_pack.nodes.attention_map_preview import AttentionMapPreview
 from zerocon_pack.nodes.cds_optimize import CDSOptimize
 from zerocon_pack.nodes.ddim_invert import DDIMInvert
 from zerocon_pack.nodes.edit_mask import EditMask
 from zerocon_pack.nodes.shared.models import check_image_model
 from zerocon_pack.nodes.soft_contrastive_train import SoftContrastiveTrain
+from zerocon_pack.zerocon_core.methods.inversion import Trajectory
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def tiny_svd():
     return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
-NODES = [AttentionHookedUNet, AttentionMapPreview, CDSOptimize, DDIMInvert, EditMask, SoftContrastiveTrain]
+NODES = [AttentionHookedUNet, AttentionInjection, AttentionMapPreview, CDSOptimize, DDIMInvert, EditMask, SoftContrastiveTrain]
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -96,6 +98,7 @@ def test_a_video_model_is_told_what_it_is(node):
         "LATENT": {"samples": randn(1, 4, 8, 8)},
         "CONDITIONING": [[randn(1, 7, WIDTH), {}]],
         "STRING": "",
+        "ZEROCON_TRAJECTORY": Trajectory(torch.ones(1), [randn(1, 4, 8, 8)]),
     }
     needed = [value for value in schema.inputs if not value.optional]
     default = lambda value: getattr(value, "default", None)
