@@ -1,5 +1,7 @@
 """Views of splats that stay in place: linear in the colours, and their transpose."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from clouds import camera, cloud
@@ -95,7 +97,7 @@ def test_a_lift_of_the_views_themselves_changes_nothing():
 def test_a_lift_recovers_a_change_of_colour():
     """All splats turn the same way, so each pixel says what each splat in it did."""
     splats = cloud(300, size=0.3)
-    splats = splats.with_colors(splats.colors * 0.5 + 0.2)
+    splats = replace(splats, colors=splats.colors * 0.5 + 0.2)
     views, turn = Views(splats, CAMERAS), torch.tensor([0.1, -0.15, 0.2], dtype=torch.float64)
     edited = torch.stack([view.render(splats.colors + turn, GREY) for view in views])
     lifted = lift(views, splats.colors, edited, GREY)
@@ -122,7 +124,7 @@ def test_parameters_are_the_splats():
 
 @pytest.mark.parametrize("trained", ["colors", "everything"])
 def test_training_fits_a_picture_and_leaves_the_rest_alone(trained):
-    splats, truth = cloud(60, seed=1), cloud(60, seed=1).with_colors(torch.full((60, 3), 0.3, dtype=torch.float64))
+    splats, truth = cloud(60, seed=1), replace(cloud(60, seed=1), colors=torch.full((60, 3), 0.3, dtype=torch.float64))
     inside = torch.arange(60) < 40
     training = Training(splats, CAMERAS[:2], GREY, trained, 0.02, inside)
     targets = [drawn(truth, one)[0] for one in CAMERAS[:2]]

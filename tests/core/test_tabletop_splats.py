@@ -70,7 +70,7 @@ def test_true_pictures_of_an_edit_lift_it_into_the_splats():
     lifted = torch.where(inside[:, None], lift(views, splats.colors, traced(edited, cameras), sky), splats.colors)
     target, source = (traced(one, held_out) for one in (edited, scene))
     own, _ = drawn(splats, held_out, scene)
-    result, _ = drawn(splats.with_colors(lifted), held_out, scene)
+    result, _ = drawn(replace(splats, colors=lifted), held_out, scene)
     solid = torch.from_numpy(np.stack([render.solid_masks(replace(scene, camera=camera), SIZE)[0] for camera in held_out])) > 0.5
     assert psnr(result[solid], target[solid]) > psnr(source[solid], target[solid]) + 6
     assert psnr(result[~solid], own[~solid]) > 30

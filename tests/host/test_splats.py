@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.sd
@@ -120,7 +121,7 @@ def test_a_splat_comes_back_as_it_was_but_for_what_changed():
     assert len(splats) == 50 and not splats.means.is_inference()
     colors = splats.colors.clone()
     colors[3] = torch.tensor([0.2, 0.4, 0.6])
-    edited = splat_with(splat, splats, splats.with_colors(colors))
+    edited = splat_with(splat, splats, replace(splats, colors=colors))
     sh = before["sh"].clone()
     sh[0, 3, 0] = (torch.tensor([0.2, 0.4, 0.6]) - 0.5) / 0.28209479177387814
     assert torch.allclose(edited.sh, sh) and torch.equal(edited.sh[0, 4:], before["sh"][0, 4:])

@@ -24,9 +24,6 @@ class Splats:
     def __len__(self) -> int:
         return len(self.means)
 
-    def with_colors(self, colors: Tensor) -> "Splats":
-        return replace(self, colors=colors)
-
     def to(self, device: torch.device) -> "Splats":
         return Splats(*(t.to(device) for t in (self.means, self.quats, self.scales, self.opacities, self.colors)))
 
